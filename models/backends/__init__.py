@@ -1,0 +1,1 @@
+"""One file for each runtime; chosen by name, never by a static import."""

@@ -1,0 +1,1 @@
+"""Text generation: chat template, cache, sampling, continuous batching."""
