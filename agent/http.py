@@ -1,0 +1,231 @@
+"""The HTTP door: chat completions, the Hugging Face form, health and metrics. The only file that knows Starlette."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.responses import Response as HttpResponse
+from starlette.routing import Route
+
+from agent.config import Config
+from agent.health import Health
+from agent.intake import Ticket
+from agent.mqtt import MAX_DEADLINE_MS
+from agent.service import Service
+from cloud_sync.wire import is_name
+from models.answer import render_error, with_facts
+from models.body import Body, parse_body
+from models.errors import HTTP_STATUS, RequestError
+from models.request import Dialect, Request, Response, Status
+
+CLIENT: Final = "http"
+
+
+class HttpDoor:
+    """Serves on one address until it is cancelled."""
+
+    def __init__(self, config: Config, service: Service, health: Health, clock: Callable[[], float]) -> None:
+        self._config = config
+        self._service = service
+        self._health = health
+        self._clock = clock
+        self._token = Path(config.http.token_file).read_text("utf-8").strip() if config.http.token_file else ""
+        routes = [
+            Route("/healthz", self._healthz),
+            Route("/readyz", self._readyz),
+            Route("/metrics", self._metrics),
+            Route("/v1/models", self._models),
+            Route("/v1/chat/completions", self._chat, methods=["POST"]),
+            Route("/models/{model}", self._infer, methods=["POST"]),
+        ]
+        settings = uvicorn.Config(
+            Starlette(routes=routes),
+            host=config.http.host,
+            port=config.http.port,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=2,
+            h11_max_incomplete_event_size=16 << 10,
+        )
+        self._server = uvicorn.Server(settings)
+
+    async def run(self) -> None:
+        """Serve; a root task."""
+        # uvicorn would take the signals for itself: they are the daemon's.
+        await self._server._serve()  # noqa: SLF001
+
+    def stop(self) -> None:
+        """Take no new connection, and let `run` end once the open ones are served."""
+        self._server.should_exit = True
+
+    async def _healthz(self, _request: HttpRequest) -> HttpResponse:
+        return PlainTextResponse("ok\n")
+
+    async def _readyz(self, _request: HttpRequest) -> HttpResponse:
+        status = self._health.summary()
+        return JSONResponse(status, 200 if status["ready"] else 503)
+
+    async def _metrics(self, request: HttpRequest) -> HttpResponse:
+        if not self._known(request):
+            return _refusal(RequestError("forbidden", "a bearer token is needed"), Dialect.OPENAI)
+        return PlainTextResponse(self._service.telemetry.render())
+
+    async def _models(self, request: HttpRequest) -> HttpResponse:
+        if not self._known(request):
+            return _refusal(RequestError("forbidden", "a bearer token is needed"), Dialect.OPENAI)
+        names = [{"id": name, "object": "model", "owned_by": "spillway"} for name in sorted(self._service.queues)]
+        return JSONResponse({"object": "list", "data": names})
+
+    async def _chat(self, request: HttpRequest) -> HttpResponse:
+        try:
+            raw = await self._read(request)
+            body = parse_body("application/json", raw)
+            if body.dialect is not Dialect.OPENAI:
+                raise RequestError("bad_request", "messages: is missing")
+            return await self._answer(request, _model_of(raw), body)
+        except RequestError as error:
+            return _refusal(error, Dialect.OPENAI)
+
+    async def _infer(self, request: HttpRequest) -> HttpResponse:
+        try:
+            body = parse_body(request.headers.get("content-type"), await self._read(request))
+        except RequestError as error:
+            return _refusal(error, Dialect.HUGGINGFACE)
+        try:
+            return await self._answer(request, request.path_params["model"], body)
+        except RequestError as error:
+            return _refusal(error, body.dialect)
+
+    async def _read(self, request: HttpRequest) -> bytes:
+        """Return the body; raises RequestError over the limit, or where the caller may not ask."""
+        if not self._known(request):
+            raise RequestError("forbidden", "a bearer token is needed")
+        limit = self._config.limits.max_body_bytes
+        body = bytearray()
+        try:
+            async for piece in request.stream():
+                body += piece
+                if len(body) > limit:
+                    raise RequestError("too_large", f"the body has more than {limit} bytes")
+        except ClientDisconnect as error:
+            raise RequestError("cancelled", "the connection was closed") from error
+        return bytes(body)
+
+    def _known(self, request: HttpRequest) -> bool:
+        said = request.headers.get("authorization", "").removeprefix("Bearer ")
+        return not self._token or hmac.compare_digest(said.encode(), self._token.encode())
+
+    async def _answer(self, http: HttpRequest, model: str, body: Body) -> HttpResponse:
+        if not is_name(model):
+            raise RequestError("model_not_found", "that is no name of a model")
+        replies: asyncio.Queue[Response] = asyncio.Queue()
+
+        async def send(response: Response) -> None:
+            replies.put_nowait(response)
+
+        request = self._request(http, model, body)
+        now = self._clock()
+        deadline_at = now + (request.deadline_ms or 1) / 1e3
+        ticket = Ticket(request, received_at=now, deadline_at=deadline_at, send=send, settle=_nothing)
+        self._service.accept(ticket)
+        if request.stream:
+            events = self._events(ticket, replies)
+            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        watch = asyncio.ensure_future(_gone(http))
+        first = asyncio.ensure_future(replies.get())
+        try:
+            await asyncio.wait((first, watch), return_when=asyncio.FIRST_COMPLETED)
+            if not first.done():
+                self._service.cancel(ticket)
+            return _whole(request, await first)
+        finally:
+            watch.cancel()
+
+    def _request(self, http: HttpRequest, model: str, body: Body) -> Request:
+        headers = http.headers
+        default_ms = self._service.policy(model).deadline_ms
+        return Request(
+            model=model,
+            content_type=body.content_type,
+            body=body.body,
+            dialect=body.dialect,
+            client=CLIENT,
+            deadline_ms=_whole_number(headers.get("spillway-deadline-ms"), default_ms, 1, MAX_DEADLINE_MS),
+            priority=_whole_number(headers.get("spillway-priority"), 5, 0, 9),
+            local_only=headers.get("spillway-privacy") == "local-only",
+            stream=bool(body.stream),
+        )
+
+    async def _events(self, ticket: Ticket, replies: asyncio.Queue[Response]) -> AsyncGenerator[bytes, None]:
+        """Yield server-sent events; closing the connection cancels the request."""
+        try:
+            while True:
+                response = await replies.get()
+                yield b"data: " + response.body + b"\n\n"
+                if response.final:
+                    yield b"data: [DONE]\n\n"
+                    return
+        finally:
+            if ticket.task is not None and not ticket.task.done():
+                self._service.cancel(ticket)
+
+
+def _nothing() -> None:
+    """HTTP has nothing to acknowledge."""
+
+
+async def _gone(http: HttpRequest) -> None:
+    """Wait until the asker closes the connection."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _model_of(raw: bytes) -> str:
+    """Return the `model` member of an OpenAI body; raises RequestError."""
+    try:
+        model = msgspec.json.decode(raw, type=dict[str, msgspec.Raw]).get("model")
+        return str(msgspec.json.decode(model, type=str)) if model is not None else ""
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise RequestError("bad_request", f"model: {error}") from error
+
+
+def _whole_number(text: str | None, default: int, least: int, most: int) -> int:
+    if text is None:
+        return default
+    if not text.isascii() or not text.isdigit() or len(text) > 12 or not least <= int(text) <= most:
+        raise RequestError(
+            "bad_request", f"a Spillway header is {text[:40]!r}; a number from {least} to {most} is right"
+        )
+    return int(text)
+
+
+def _whole(request: Request, response: Response) -> HttpResponse:
+    body = response.body
+    if request.dialect is Dialect.HUGGINGFACE and response.status is not Status.ERROR:
+        facts = {name: getattr(response, name) for name in ("route", "reason", "model")}
+        times = {name: round(getattr(response, name), 3) for name in ("queued_ms", "compute_ms", "total_ms")}
+        body = with_facts(body, {**facts, **times})
+    headers = {
+        f"Spillway-{name.title()}": value
+        for name in ("route", "reason", "model")
+        if (value := getattr(response, name)) and value.isascii()
+    }
+    status = HTTP_STATUS[response.code] if response.code else 200
+    return HttpResponse(body, status, headers, media_type=response.content_type)
+
+
+def _refusal(error: RequestError, dialect: Dialect) -> HttpResponse:
+    body = json.loads(render_error(dialect, error.code, error.message))
+    return JSONResponse(body, HTTP_STATUS[error.code])

@@ -1,0 +1,1 @@
+"""Everything that crosses between a box and the cloud."""

@@ -1,0 +1,400 @@
+"""One MQTT 5 connection that is driven by the event loop and comes back by itself.
+
+The only file that knows paho; the values it takes and gives are in `messages`. Messages are acknowledged by hand and
+in the order of arrival (MQTT 5 section 4.6); a QoS 1 publish is done when its PUBACK has come, and outlives a
+reconnection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import logging
+import random
+import socket
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.client as paho
+from paho.mqtt import MQTTException
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from cloud_sync.messages import Details, LinkSettings, Message, Will
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 10.0
+MAX_WINDOW = 1000
+MAX_HELD = 10_000
+TAKEN_OVER = 0x8E
+FIRST_FAILURE = 0x80
+
+
+_Held = tuple[str, bytes, int, bool, "Details | None", "asyncio.Future[None]"]
+
+
+def _nothing() -> None:
+    """Default for the callbacks that tell of the link's state."""
+
+
+class Link:
+    """A connection to one broker; all methods are for the event loop's thread."""
+
+    def __init__(
+        self,
+        settings: LinkSettings,
+        *,
+        on_message: Callable[[Message], None],
+        will: Will | None = None,
+        on_up: Callable[[], None] = _nothing,
+        on_down: Callable[[], None] = _nothing,
+    ) -> None:
+        self.settings = settings
+        self.connected = False
+        self.alive_at = 0.0
+        self.dropped = 0
+        self._deliver = on_message
+        self._on_up = on_up
+        self._on_down = on_down
+        self._filters: dict[str, int] = {}
+        self._published: dict[int, asyncio.Future[None]] = {}
+        self._unacknowledged: collections.deque[Message] = collections.deque()
+        self._held: collections.deque[_Held] = collections.deque()
+        self._window = MAX_WINDOW
+        self._connection = 0
+        self._lost = asyncio.Event()
+        self._up = asyncio.Event()
+        self._refusal: ReasonCode | None = None
+        self._writing: int | None = None
+        self._reading: int | None = None
+        self._client = self._new_client(will)
+
+    def subscribe(self, topic: str, qos: int = 1) -> None:
+        """Take messages of this filter, now and after every reconnection."""
+        self._filters[topic] = qos
+        if self.connected:
+            self._subscribe_all({topic: qos})
+
+    def publish(
+        self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False, details: Details | None = None
+    ) -> asyncio.Future[None]:
+        """Send a message; the future is done at its PUBACK (QoS 1) or once it is written (QoS 0).
+
+        A QoS 0 message while the link is down, or one that paho refuses, ends in ConnectionError.
+        """
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not qos:
+            self._publish(topic, payload, 0, retain, details, done)
+        elif len(self._published) < self._window:
+            self._publish(topic, payload, qos, retain, details, done)
+        elif len(self._held) < MAX_HELD:
+            self._held.append((topic, payload, qos, retain, details, done))
+        else:
+            done.set_exception(ConnectionError(f"{len(self._held)} messages wait for the broker already"))
+        self._flush()
+        return done
+
+    def _publish(
+        self,
+        topic: str,
+        payload: bytes,
+        qos: int,
+        retain: bool,  # noqa: FBT001 - as MQTT has it
+        details: Details | None,
+        done: asyncio.Future[None],
+    ) -> None:
+        """Give a message to paho; `done` is set by its PUBACK, or here."""
+        try:
+            info = self._client.publish(topic, payload, qos, retain, _packed(details) if details is not None else None)
+        except (ValueError, MQTTException) as error:
+            done.set_exception(ConnectionError(f"cannot publish on {topic!r}: {error}"))
+            return
+        if qos and info.rc in (MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_NO_CONN):
+            self._published[info.mid] = done
+        elif info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS:
+            done.set_result(None)
+        else:
+            done.set_exception(ConnectionError(f"cannot publish on {topic!r}: {paho.error_string(info.rc)}"))
+
+    def acknowledge(self, message: Message) -> None:
+        """Settle a QoS 1 message; the PUBACKs leave in the order of arrival."""
+        message.settled = True
+        if not self.connected:
+            return
+        while self._unacknowledged and self._unacknowledged[0].settled:
+            self._client.ack(self._unacknowledged.popleft().mid, 1)
+        self._flush()
+
+    async def run(self) -> None:
+        """Keep the connection: connect, serve, and on any end connect again with full jitter."""
+        failures = 0
+        while True:
+            try:
+                await self._connect()
+                failures = 0
+                await self._serve()
+            except (OSError, TimeoutError, ValueError) as error:
+                failures += 1
+                log.warning("link to %s:%s: %s", self.settings.host, self.settings.port, error)
+            finally:
+                self._let_go()
+            if self._refusal is not None and self._refusal.value == TAKEN_OVER:
+                failures = max(failures, 5)  # someone uses our client id: do not fight in a loop
+            ceiling = min(self.settings.max_backoff_s, 2.0**failures)
+            await asyncio.sleep(1.0 + random.uniform(0, ceiling))  # noqa: S311 - jitter, not a secret
+
+    async def wait_up(self) -> None:
+        """Wait until the link is connected and its subscriptions are asked for."""
+        await self._up.wait()
+
+    async def close(self, timeout_s: float = 2.0) -> None:
+        """Say goodbye; what was published but not acknowledged stays with the broker's session."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self.connected and self._client.want_write():  # noqa: ASYNC110 - paho tells nobody when
+                    await asyncio.sleep(0.01)
+        if self.connected:
+            self._client.disconnect()
+            self._flush()
+        self._let_go()
+
+    # The rest is the connection itself.
+
+    def _new_client(self, will: Will | None) -> paho.Client:
+        settings = self.settings
+        client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=settings.client_id,
+            protocol=MQTTProtocolVersion.MQTTv5,
+            manual_ack=True,
+            reconnect_on_failure=False,
+        )
+        if settings.username:
+            password = Path(settings.password_file).read_text("utf-8").strip() if settings.password_file else None
+            client.username_pw_set(settings.username, password)
+        if settings.ca:
+            client.tls_set_context(_tls_context(settings))
+        if will is not None:
+            client.will_set(will.topic, will.payload, will.qos, will.retain)
+        client.max_inflight_messages_set(0)  # the window is kept here: paho's cannot follow the server's word
+        client.max_queued_messages_set(0)
+        client.connect_timeout = CONNECT_TIMEOUT_S
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_message = self._on_message
+        client.on_publish = self._on_publish
+        client.on_subscribe = self._on_subscribe
+        return client
+
+    async def _connect(self) -> None:
+        """Open the socket in a thread (names, TCP and TLS block) and wait for the CONNACK."""
+        settings = self.settings
+        self._lost.clear()
+        self._refusal = None
+        properties = Properties(PacketTypes.CONNECT)
+        properties.SessionExpiryInterval = settings.session_expiry_s
+        properties.ReceiveMaximum = settings.receive_maximum
+        properties.MaximumPacketSize = settings.max_packet_bytes
+        await asyncio.to_thread(
+            self._client.connect,
+            settings.host,
+            settings.port,
+            max(1, settings.keepalive_s * 3 // 4),  # paho gives up after twice this: 1.5 of what was asked
+            clean_start=settings.clean_start,
+            properties=properties,
+        )
+        self._connection += 1
+        self._unacknowledged.clear()
+        self._watch()
+        up, lost = asyncio.ensure_future(self._up.wait()), asyncio.ensure_future(self._lost.wait())
+        try:
+            await asyncio.wait((up, lost), timeout=CONNECT_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            up.cancel()
+            lost.cancel()
+        self._require_up()
+
+    def _require_up(self) -> None:
+        if not self.connected:
+            raise ConnectionError(f"refused: {self._refusal}" if self._refusal else "no CONNACK")
+
+    async def _serve(self) -> None:
+        """Keep-alive until the connection is lost."""
+        while not self._lost.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._lost.wait()
+            self._client.loop_misc()
+            self._flush()
+            self.alive_at = asyncio.get_running_loop().time()
+        log.info("link to %s:%s is down", self.settings.host, self.settings.port)
+
+    def _watch(self) -> None:
+        sock = self._client.socket()
+        if sock is None:
+            raise ConnectionError("closed at once")
+        if isinstance(sock, socket.socket):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setblocking(False)  # noqa: FBT003 - as the socket has it
+        self._reading = sock.fileno()
+        asyncio.get_running_loop().add_reader(self._reading, self._read)
+        self._flush()
+
+    def _read(self) -> None:
+        try:
+            self._client.loop_read()
+            sock = self._client.socket()
+            while isinstance(sock, ssl.SSLSocket) and sock.pending():
+                self._client.loop_read()
+                sock = self._client.socket()
+        except (MQTTException, ValueError, IndexError, UnicodeDecodeError, OSError) as error:
+            # paho raises whatever its parser stumbles over: a broker that sends such bytes is left.
+            log.warning("malformed packet from %s:%s: %s", self.settings.host, self.settings.port, error)
+            self._lost.set()
+            return
+        self._flush()
+
+    def _flush(self) -> None:
+        """Write what paho holds now, and watch for room in the socket only while something is left."""
+        if self._reading is None:
+            return
+        if self._client.want_write():
+            self._client.loop_write()
+        loop = asyncio.get_running_loop()
+        if self._client.want_write() and self._writing is None and self._client.socket() is not None:
+            self._writing = self._reading
+            loop.add_writer(self._writing, self._flush)
+        elif not self._client.want_write() and self._writing is not None:
+            loop.remove_writer(self._writing)
+            self._writing = None
+
+    def _let_go(self) -> None:
+        """Stop watching the socket and close it; what is in flight waits for the next connection."""
+        loop = asyncio.get_running_loop()
+        if self._reading is not None:
+            loop.remove_reader(self._reading)
+        if self._writing is not None:
+            loop.remove_writer(self._writing)
+        self._reading = self._writing = None
+        sock = self._client.socket()
+        if sock is not None:
+            sock.close()
+        was_up, self.connected = self.connected, False
+        self._up.clear()
+        if was_up:
+            self._on_down()
+
+    def _subscribe_all(self, filters: dict[str, int]) -> None:
+        pairs = list(filters.items())
+        for start in range(0, len(pairs), 8):  # AWS IoT Core takes 8 filters in one SUBSCRIBE
+            self._client.subscribe(
+                [
+                    (topic, SubscribeOptions(qos=qos, retainHandling=SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE))
+                    for topic, qos in pairs[start : start + 8]
+                ]
+            )
+
+    def _on_connect(self, _c: Any, _u: Any, _flags: Any, reason: ReasonCode, properties: Properties | None) -> None:
+        if reason.is_failure:
+            self._refusal = reason
+            self._lost.set()
+            return
+        self._window = min(getattr(properties, "ReceiveMaximum", MAX_WINDOW), MAX_WINDOW)
+        self.connected = True
+        self.alive_at = asyncio.get_running_loop().time()
+        if self._filters:
+            self._subscribe_all(self._filters)
+        log.info("link to %s:%s is up", self.settings.host, self.settings.port)
+        self._up.set()
+        self._on_up()
+
+    def _on_disconnect(self, _c: Any, _u: Any, _flags: Any, reason: ReasonCode, _p: Any) -> None:
+        self._refusal = reason
+        self._lost.set()
+
+    def _on_subscribe(self, _c: Any, _u: Any, _mid: int, reasons: list[ReasonCode], _p: Any) -> None:
+        refused = [reason for reason in reasons if reason.value >= FIRST_FAILURE]
+        if refused or not reasons:
+            log.error("the broker refused a subscription: %s", ", ".join(map(str, refused)) or "no reason given")
+            self._lost.set()
+
+    def _on_publish(self, _c: Any, _u: Any, mid: int, reason: ReasonCode, _p: Any) -> None:
+        done = self._published.pop(mid, None)
+        while self._held and len(self._published) < self._window:
+            self._publish(*self._held.popleft())
+        if done is None or done.done():
+            return
+        if reason.is_failure:
+            done.set_exception(ConnectionError(f"the broker refused a message: {reason}"))
+        else:
+            done.set_result(None)
+
+    def _on_message(self, client: paho.Client, _userdata: Any, raw: paho.MQTTMessage) -> None:
+        try:
+            message = self._message(raw)
+        except UnicodeDecodeError:
+            self.dropped += 1
+            if raw.qos:
+                client.ack(raw.mid, raw.qos)
+            return
+        if message.qos:
+            self._unacknowledged.append(message)
+        self._deliver(message)
+
+    def _message(self, raw: paho.MQTTMessage) -> Message:
+        return Message(
+            topic=raw.topic,
+            payload=bytes(raw.payload),
+            qos=raw.qos,
+            retain=raw.retain,
+            duplicate=raw.dup,
+            mid=raw.mid,
+            connection=self._connection,
+            details=_unpacked(raw.properties),
+        )
+
+
+def _tls_context(settings: LinkSettings) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=settings.ca)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if settings.certificate:
+        context.load_cert_chain(settings.certificate, settings.key)
+    return context
+
+
+def _packed(details: Details) -> Properties:
+    properties = Properties(PacketTypes.PUBLISH)
+    if details.response_topic is not None:
+        properties.ResponseTopic = details.response_topic
+    if details.correlation is not None:
+        properties.CorrelationData = details.correlation
+    if details.content_type is not None:
+        properties.ContentType = details.content_type
+    if details.expiry_s is not None:
+        properties.MessageExpiryInterval = details.expiry_s
+    if details.user:
+        properties.UserProperty = list(details.user)
+    return properties
+
+
+_NO_DETAILS = Details()
+_PROPERTY_MACHINERY = {"packetType", "types", "names", "properties"}
+
+
+def _unpacked(properties: Properties | None) -> Details:
+    if properties is None or not vars(properties).keys() - _PROPERTY_MACHINERY:
+        return _NO_DETAILS
+    return Details(
+        response_topic=getattr(properties, "ResponseTopic", None),
+        correlation=getattr(properties, "CorrelationData", None),
+        content_type=getattr(properties, "ContentType", None),
+        expiry_s=getattr(properties, "MessageExpiryInterval", None),
+        user=tuple(getattr(properties, "UserProperty", ())),
+    )
