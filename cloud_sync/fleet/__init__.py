@@ -1,0 +1,1 @@
+"""The admin's program: one file for each command."""
