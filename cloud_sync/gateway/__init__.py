@@ -1,0 +1,1 @@
+"""The cloud-side program that answers hand-offs."""
