@@ -15,7 +15,7 @@ from cloud_sync.link import Link
 from cloud_sync.messages import Details, Message
 from cloud_sync.wire import Asked, Topics
 from models.answer import render_error, with_facts
-from models.body import Body, parse_body
+from models.body import Body, Envelope, parse_body
 from models.errors import RequestError
 from models.request import Dialect, Request, Response, Status
 
@@ -80,7 +80,7 @@ class MqttDoor:
         self._config = config
         self._service = service
         self._clock = clock
-        self._unanswered: dict[int, Ticket] = {}
+        self._unanswered: dict[int, tuple[Message, Ticket]] = {}
         self._named: dict[tuple[str, str, bytes], Ticket] = {}
 
     def attach(self, link: Link) -> None:
@@ -108,22 +108,23 @@ class MqttDoor:
 
     def _infer(self, asked: Asked, message: Message) -> None:
         known = self._unanswered.get(message.mid) if message.duplicate else None
-        if known is not None and message.payload.endswith(known.request.body):
-            known.join(lambda: self._acknowledge(message))
+        if known is not None and (known[0].topic, known[0].payload) == (message.topic, message.payload):
+            known[1].join(lambda: self._acknowledge(message))
             return
-        address = Address(topic=self.topics.reply(asked.client, asked.model), qos=message.qos)
+        address = self._address(asked, message)
         body: Body | None = None
         try:
-            address = self._address(asked, message, address)
+            self._check_asked(asked, message)
             body = self._body(message)
             if body.envelope is not None:
-                address = self._enveloped(asked, body, address)
+                address = self._enveloped(asked, body.envelope, address)
+                self._check_reply(body.envelope.reply_to, asked)
             ticket = self._ticket(asked, message, body, address)
         except RequestError as error:
             self._refuse(asked, message, address, body.dialect if body else Dialect.HUGGINGFACE, error)
             return
         if message.qos:
-            self._unanswered[message.mid] = ticket
+            self._unanswered[message.mid] = (message, ticket)
         self._service.accept(ticket)
         self._remember(asked, ticket)
 
@@ -133,33 +134,40 @@ class MqttDoor:
             raise RequestError("too_large", f"the body has {len(message.payload)} bytes and this box takes {limit}")
         return parse_body(message.details.content_type, message.payload)
 
-    def _address(self, asked: Asked, message: Message, address: Address) -> Address:
-        """Return where the answer goes; raises RequestError where the asker may not have it there."""
+    def _address(self, asked: Asked, message: Message) -> Address:
+        """Return where an answer, or the error about a forbidden address, may go."""
+        details = message.details
+        named = details.response_topic is not None and self._may_reply(details.response_topic, asked)
+        fits = details.correlation is not None and len(details.correlation) <= MAX_CORRELATION_BYTES
+        return Address(
+            topic=details.response_topic if named and details.response_topic else self._own_topic(asked),
+            correlation=details.correlation if fits else None,
+            qos=message.qos,
+        )
+
+    def _enveloped(self, asked: Asked, envelope: Envelope, address: Address) -> Address:
+        """Return the address with what a MQTT 3.1.1 asker put into its body, as far as it may."""
+        topic = envelope.reply_to if envelope.reply_to and self._may_reply(envelope.reply_to, asked) else address.topic
+        return msgspec.structs.replace(address, enveloped=True, envelope_id=envelope.id, topic=topic)
+
+    def _check_asked(self, asked: Asked, message: Message) -> None:
+        """Refuse an asker or an address that this box does not serve; raises RequestError."""
         if asked.client == "any" and not self._config.allow_any:
             raise RequestError("forbidden", "this box answers named clients only: ask on .../infer/{model}/{client}")
-        details = message.details
-        if details.correlation is not None and len(details.correlation) > MAX_CORRELATION_BYTES:
+        self._check_reply(message.details.response_topic, asked)
+        if len(message.details.correlation or b"") > MAX_CORRELATION_BYTES:
             raise RequestError("bad_request", f"Correlation Data has more than {MAX_CORRELATION_BYTES} bytes")
-        if details.response_topic is not None:
-            self._check_reply(details.response_topic, asked)
-            address = msgspec.structs.replace(address, topic=details.response_topic)
-        return msgspec.structs.replace(address, correlation=details.correlation)
 
-    def _enveloped(self, asked: Asked, body: Body, address: Address) -> Address:
-        """Return the address with what a MQTT 3.1.1 asker put into its body."""
-        envelope = body.envelope
-        if envelope is None:
-            return address
-        address = msgspec.structs.replace(address, enveloped=True, envelope_id=envelope.id)
-        if envelope.reply_to is not None:
-            self._check_reply(envelope.reply_to, asked)
-            address = msgspec.structs.replace(address, topic=envelope.reply_to)
-        return address
+    def _check_reply(self, topic: str | None, asked: Asked) -> None:
+        if topic is not None and not self._may_reply(topic, asked):
+            right = self._own_topic(asked)
+            raise RequestError("forbidden", f"answers cannot go to that reply topic; {right} would be right")
 
-    def _check_reply(self, topic: str, asked: Asked) -> None:
-        if not self.topics.reply_allowed(topic, asked.client, tuple(self._config.reply_prefixes)):
-            own = self.topics.reply(asked.client, asked.model)
-            raise RequestError("forbidden", f"answers cannot go to that reply topic; {own} would be right")
+    def _may_reply(self, topic: str, asked: Asked) -> bool:
+        return self.topics.reply_allowed(topic, asked.client, tuple(self._config.reply_prefixes))
+
+    def _own_topic(self, asked: Asked) -> str:
+        return self.topics.reply(asked.client, asked.model)
 
     def _ticket(self, asked: Asked, message: Message, body: Body, address: Address) -> Ticket:
         wishes, envelope = parse_wishes(message.details.user), body.envelope
@@ -235,7 +243,11 @@ class MqttDoor:
             return
         name = (asked.model, asked.client, correlation)
         self._named[name] = ticket
-        ticket.task.add_done_callback(lambda _: self._named.pop(name, None))
+        ticket.task.add_done_callback(lambda _: self._forget(name, ticket))
+
+    def _forget(self, name: tuple[str, str, bytes], ticket: Ticket) -> None:
+        if self._named.get(name) is ticket:
+            del self._named[name]
 
     def _cancel(self, asked: Asked, message: Message) -> None:
         ticket = self._named.get((asked.model, asked.client, message.details.correlation or b""))
@@ -243,7 +255,9 @@ class MqttDoor:
             self._service.cancel(ticket)
 
     def _settled(self, message: Message) -> None:
-        self._unanswered.pop(message.mid, None)
+        known = self._unanswered.get(message.mid)
+        if known is not None and known[0] is message:
+            del self._unanswered[message.mid]
         self._acknowledge(message)
 
     def _acknowledge(self, message: Message) -> None:

@@ -23,10 +23,13 @@ async def recover(outbox: Outbox, service: Service, door: MqttDoor, clock: Calla
     """Take every stored request up again: send the answer it has, or have it answered within its deadline."""
     for key, answer in await outbox.answers():
         service.intake.recent.put(key, answer)
-    rows = await outbox.rows()
-    for row in rows:
+    heads = await outbox.rows(bodies=False)
+    for head in heads:
         while service.intake.full:  # noqa: ASYNC110 - room comes with every answer; a look now and then is enough
             await asyncio.sleep(ROOM_S)
+        row = await outbox.row(head.id)  # its body only now: all of them may be more than the box's memory
+        if row is None:
+            continue
         ticket = _ticket(row, door, clock())
         ticket.stored = True
         ticket.handed_off, ticket.reason = row.place == "cloud", row.reason
@@ -37,8 +40,8 @@ async def recover(outbox: Outbox, service: Service, door: MqttDoor, clock: Calla
             service.repeat(ticket, Response(status=Status.ERROR, body=body, code="internal", model=row.model))
         else:
             service.accept(ticket)
-    if rows:
-        log.info("%d requests from before the restart are taken up again", len(rows))
+    if heads:
+        log.info("%d requests from before the restart are taken up again", len(heads))
 
 
 def _ticket(row: Row, door: MqttDoor, now: float) -> Ticket:

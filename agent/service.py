@@ -21,7 +21,7 @@ from cloud_sync.outbox import Outbox, Row
 from models.answer import render_error
 from models.channel import Piece
 from models.errors import RequestError
-from models.request import Request, Response, Status
+from models.request import Dialect, Request, Response, Status
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +144,8 @@ class Service:
             return self._error(ticket, "internal", "the box made a mistake; its log says more")
 
     async def _place(self, ticket: Ticket) -> Response:
+        if self._clock() >= ticket.deadline_at:
+            raise RequestError("deadline_exceeded", "the deadline passed before the request could begin")
         if ticket.handed_off:  # before a restart: the cloud may have the answer already
             ticket.route = Where.CLOUD.value
             return await self._from_cloud(ticket)
@@ -242,6 +244,7 @@ class Service:
         raise RequestError("cloud_unavailable", "the cloud's answer ended early")
 
     def _response(self, ticket: Ticket, piece: Piece, label: str) -> Response:
+        _require_object(ticket.request, piece.body)
         total_ms = (self._clock() - ticket.received_at) * 1e3
         return Response(
             status=Status.OK if piece.final else Status.PARTIAL,
@@ -260,6 +263,7 @@ class Service:
         )
 
     def _reply(self, ticket: Ticket, reply: Reply) -> Response:
+        _require_object(ticket.request, reply.body)
         total_ms = (self._clock() - ticket.received_at) * 1e3
         return Response(
             status=Status(reply.status),
@@ -344,6 +348,12 @@ class Service:
             await self._deliver(ticket, response)
         finally:
             self.intake.remove(ticket, None if response.code == "overloaded" else response)
+
+
+def _require_object(request: Request, body: bytes) -> None:
+    """Refuse an answer that is not in its dialect, in which doors could not say the facts; raises RequestError."""
+    if request.dialect is Dialect.HUGGINGFACE and not (body[:1] == b"{" and body[-1:] == b"}"):
+        raise RequestError("model_failed", "the model's answer is no JSON object")
 
 
 def _row(ticket: Ticket, place: str, pool: str, now: float) -> Row:

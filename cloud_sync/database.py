@@ -23,7 +23,10 @@ T = TypeVar("T")
 MAX_WAITING: Final = 10_000
 MAX_BATCH: Final = 256
 MAX_SET_ASIDE: Final = 3
-RESERVE_BYTES: Final = 1 << 20
+CHECKPOINT_PAGES: Final = 256
+"""How far the journal grows (1 MiB) before it is copied into the file."""
+RESERVE_BYTES: Final = 2 << 20
+"""Room for that copy on a full disk, and for the journal beside it."""
 
 MIGRATIONS: Final = (
     """
@@ -157,7 +160,7 @@ class Database:
             _transact(connection, batch)
         except sqlite3.Error as error:
             if _primary_code(error) == sqlite3.SQLITE_FULL and not self.short_of_space:
-                self._give_up_reserve()
+                self._give_up_reserve(connection)
             for call in batch:  # each alone, so that one that cannot be kept takes no other with it
                 _run_alone(connection, call, error)
 
@@ -198,10 +201,12 @@ class Database:
         finally:
             os.close(reserve)
 
-    def _give_up_reserve(self) -> None:
+    def _give_up_reserve(self, connection: sqlite3.Connection) -> None:
+        """Make room for what deletes rows: without the reserve the journal can be emptied."""
         self.short_of_space = True
-        with contextlib.suppress(OSError):  # on a disk that refuses even this, the calls fail on their own
+        with contextlib.suppress(OSError, sqlite3.Error):  # where even this fails, the calls fail on their own
             self._reserve.unlink(missing_ok=True)
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 def _transact(connection: sqlite3.Connection, batch: list[_Call]) -> None:
@@ -246,7 +251,8 @@ def _connect(path: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA journal_size_limit = 4194304")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        connection.execute("PRAGMA journal_size_limit = 1048576")
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             damaged = sqlite3.DatabaseError(verdict)

@@ -34,6 +34,14 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, its parents too, and the names of all that are new durable."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in reversed(missing):
+        sync_folder(one.parent)
+
+
 def sync_file(path: Path) -> None:
     """Make a file's bytes durable."""
     handle = os.open(path, os.O_RDONLY)

@@ -12,9 +12,9 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
-from cloud_sync.disk import free_bytes, read_whole, store_error, sync_file, sync_folder, write_durably
+from cloud_sync.disk import free_bytes, make_folder, read_whole, store_error, sync_file, sync_folder, write_durably
 from cloud_sync.errors import StoreError
 from models.manifest import (
     MAX_MANIFEST_BYTES,
@@ -39,7 +39,7 @@ class Store:
         self._partial = state / "partial"
         self._reserve_bytes = reserve_bytes
         for folder in (self._versions, self._partial):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
 
     def folder(self, digest: str) -> Path:
         """Return where a version lies, or would lie."""
@@ -138,7 +138,7 @@ class Staging:
         self._files = files
         self._folder = folder
         self._wanted: dict[str, list[tuple[Path, int, int]]] = {}
-        self._open: dict[Path, BinaryIO] = {}
+        self._open: dict[Path, int] = {}
         self._unflushed = 0
         self._prepare()
 
@@ -193,7 +193,7 @@ class Staging:
         """Close the files; what they hold stays for the next time."""
         for file in self._open.values():
             with contextlib.suppress(OSError):
-                file.close()
+                os.close(file)
         self._open.clear()
 
     def discard(self) -> None:
@@ -221,9 +221,11 @@ class Staging:
         try:
             file = self._open.get(path)
             if file is None:
-                file = self._open[path] = path.open("r+b")
-            file.seek(offset)
-            file.write(frame)
+                file = self._open[path] = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            view = memoryview(frame)
+            while view:
+                written = os.pwrite(file, view, offset)
+                view, offset = view[written:], offset + written
             self._unflushed += len(frame)
             if self._unflushed >= FLUSH_BYTES:
                 self._flush()
@@ -233,8 +235,7 @@ class Staging:
 
     def _flush(self) -> None:
         for file in self._open.values():
-            file.flush()
-            os.fdatasync(file.fileno())
+            os.fdatasync(file)
         self._unflushed = 0
 
 

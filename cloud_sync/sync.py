@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from cloud_sync import errors
-from cloud_sync.disk import locked, read_whole, store_error
+from cloud_sync.disk import locked, make_folder, read_whole, store_error
 from cloud_sync.objects import StorageSettings
 from cloud_sync.objects_open import open_objects
 from cloud_sync.pace import Paced
@@ -63,7 +63,7 @@ def main() -> int:
 def _run(settings: SyncSettings) -> int:
     state = Path(settings.state_dir)
     try:
-        state.mkdir(parents=True, exist_ok=True)
+        make_folder(state)
     except OSError as error:
         raise store_error(error, state) from error
     with locked(state / "sync.lock"):

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from cloud_sync.disk import read_whole, write_durably
+from cloud_sync.disk import make_folder, read_whole, write_durably
 
 MAX_FILE_BYTES: Final = 16 << 20
 FLOORS: Final = ("floor-a.json", "floor-b.json")
@@ -41,7 +41,7 @@ class TrustStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._targets = folder / "targets"
-        self._targets.mkdir(parents=True, exist_ok=True)
+        make_folder(self._targets)
         copies = [_read_floors(folder / name) for name in FLOORS]
         self._whole = copies[0] == copies[1]
         self._floors: dict[str, list[Floor]] = {}

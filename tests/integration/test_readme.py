@@ -28,6 +28,9 @@ MARK = "@@@ step"
 BLOCK = re.compile(r"^<!-- run -->\n```(console|sh)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
+PRINTED = re.compile(r"^<!-- printed by make demo -->\n```\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
 def steps(readme: str) -> list[tuple[str, str]]:
     """Each command with the output that is promised for it, in order."""
     found: list[tuple[str, str]] = []
@@ -111,10 +114,20 @@ def test_the_readme_does_what_it_says(tmp_path: Path, free_ports: list[str]) -> 
 
 def test_every_block_of_the_readme_is_run_or_names_make_targets() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
-    rest = BLOCK.sub("", readme)
+    rest = PRINTED.sub("", BLOCK.sub("", readme))
     makefile = (ROOT / "Makefile").read_text("utf-8")
     for block in re.findall(r"^```\w*\n(.*?)^```$", rest, re.DOTALL | re.MULTILINE):
         for line in block.splitlines():
             target = re.match(r"make ([a-z-]+)", line)
             assert target, f"not run by any test: {line}"
             assert re.search(rf"^{target[1]}:.*## ", makefile, re.MULTILINE), f"the Makefile has no {target[1]}"
+
+
+def test_what_the_readme_shows_of_the_demo_is_what_the_demo_asks() -> None:
+    shown = PRINTED.search((ROOT / "README.md").read_text("utf-8"))
+    assert shown
+    scenes = (ROOT / "examples" / "demo" / "scenes.py").read_text("utf-8")
+    for row in shown[1].splitlines()[1:]:
+        question = re.split(r"  +", row)[0]
+        for word in re.findall(r"[^\W\d]{2,}", question):
+            assert word in scenes, question

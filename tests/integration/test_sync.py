@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import resource
-import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -223,125 +220,6 @@ def test_a30_trust_that_is_damaged_is_rebuilt(fleet: Fleet, name: str) -> None:
     second = run_pass(fleet.settings())
     assert second.metadata_versions == first.metadata_versions
     assert (fleet.state() / "trust" / name).stat().st_size > 0
-
-
-class Killed:
-    """Counts the steps of a pass that change the disk, and ends the process at one of them as SIGKILL does."""
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-        self.steps = 0
-        self.armed = True
-
-    def step(self) -> None:
-        if self.armed:
-            self.steps += 1
-            if self.steps == self.at:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
-        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        if writes or event in {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link"}:
-            self.step()
-
-    def arm(self) -> None:
-        """Watch this process from now on; it never gets rid of the hook, so it must be a child."""
-        sys.addaudithook(self.audit)
-        for name in ("fsync", "fdatasync", "posix_fallocate"):
-            setattr(os, name, self._wrapped(getattr(os, name)))
-
-    def _wrapped(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*arguments: Any) -> Any:
-            self.step()
-            return call(*arguments)
-
-        return wrapped
-
-
-def pass_in_child(settings: SyncSettings, at: int) -> int:
-    """Run a pass that is killed at its n-th step; return -9, or how many steps it took (255 at most)."""
-    pid = os.fork()
-    if pid == 0:
-        killed = Killed(at)
-        code = 0
-        try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            killed.arm()
-            run_pass(settings)
-            killed.armed = False
-            code = min(killed.steps, 255)
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def is_never_neither(fleet: Fleet, one: str) -> bool:
-    """Whether the old version is whole and nothing else is visible that is not."""
-    return not not_whole(fleet) and holds(fleet.state() / "versions" / one, ONE)
-
-
-def not_whole(fleet: Fleet) -> set[str]:
-    """The visible versions that lack a file or hold a wrong one."""
-    store = Store(fleet.state(), reserve_bytes=0)
-    found = set()
-    for digest in store.digests():
-        manifest = store.manifest(digest)
-        if manifest is None or not store.has(digest, manifest.files) or store.damage(digest):
-            found.add(digest)
-    return found
-
-
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a18_a_kill_at_any_step_leaves_old_or_new_and_the_next_pass_finishes(fleet: Fleet) -> None:
-    one = run_pass(fleet.settings()).models[0].digest
-    fleet.run("deploy", "all", "digits=2")
-    saved = fleet.folder / "saved"
-    shutil.copytree(fleet.state(), saved)
-    settings = fleet.settings(keep=[one])
-    steps = pass_in_child(settings, 0)
-    assert 40 < steps < 255
-    for at in range(1, steps + 1):
-        shutil.rmtree(fleet.state())
-        shutil.copytree(saved, fleet.state())
-        assert pass_in_child(settings, at) == -signal.SIGKILL
-        assert is_never_neither(fleet, one), at
-        outcome = run_pass(settings)
-        assert holds(version_folder(fleet, outcome), TWO), at
-        assert is_never_neither(fleet, one), at
-
-
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a19_a_kill_at_any_step_of_a_repair_or_a_pruning_leaves_whole_versions(fleet: Fleet) -> None:
-    fleet.publish("3", {**ONE, "config.json": b"{ }"})
-    digests = []
-    for version in ("1", "3", "2"):
-        fleet.run("deploy", "all", f"digits={version}")
-        digests.append(run_pass(fleet.settings()).models[0].digest)
-    one, _, two = digests
-    flip(fleet.state() / "versions" / one / "model.onnx")
-    saved = fleet.folder / "saved"
-    shutil.copytree(fleet.state(), saved)
-    settings = fleet.settings(keep=[one], scrub=[one])
-    steps = pass_in_child(settings, 0)
-    assert 10 < steps < 255
-    for at in range(1, steps + 1):
-        shutil.rmtree(fleet.state())
-        shutil.copytree(saved, fleet.state())
-        assert pass_in_child(settings, at) == -signal.SIGKILL
-        assert not_whole(fleet) <= {one}, at
-        run_pass(settings)
-        assert Store(fleet.state()).digests() == sorted([one, two]), at
-        assert not not_whole(fleet), at
-
-
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_b12_a_box_that_is_cut_off_again_and_again_makes_progress(fleet: Fleet) -> None:
-    fleet.publish("3", {f"part-{number}": os.urandom(2000) for number in range(8)})
-    fleet.run("deploy", "all", "digits=3")
-    for at in (60, 70, 80):
-        pass_in_child(fleet.settings(), at)
-    fetched = run_pass(fleet.settings())
-    assert fetched.models[0].staged
 
 
 def limited(settings: SyncSettings, file_bytes: int) -> tuple[int, str]:

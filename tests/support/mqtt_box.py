@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from agent.mqtt import MqttDoor
-from cloud_sync.link import Details, Message
+from cloud_sync.messages import Details, Message
 from tests.fakes.cloud_door import MemoryCloud
 from tests.fakes.link import MemoryBroker, MemoryLink
 from tests.support.box import Box, open_box, turns
@@ -45,12 +46,12 @@ class Heard(msgspec.Struct, frozen=True):
 class MqttBox:
     """What the tests hold: the box, its door, and everything that was published to askers."""
 
-    def __init__(self, box: Box, broker: MemoryBroker, door: MqttDoor, link: MemoryLink, asker: MemoryLink) -> None:
+    def __init__(self, box: Box, broker: MemoryBroker, door: MqttDoor, link: MemoryLink) -> None:
         self.box = box
         self.broker = broker
         self.door = door
         self.link = link
-        self.asker = asker
+        self.asker = broker.link(self.receive, clean_start=True)
         self.heard: list[Heard] = []
 
     def receive(self, message: Message) -> None:
@@ -73,9 +74,10 @@ class MqttBox:
         await turns()
 
     async def answered(self, number: int = 1) -> list[Heard]:
-        """Wait until so many replies have come, and no more."""
-        while len(self.heard) < number or self.box.service.intake.tickets:
-            await turns(1)
+        """Wait until so many replies have come and no request is open; there must be no more of them."""
+        async with asyncio.timeout(100):
+            while len(self.heard) < number or self.box.service.intake.tickets:  # noqa: ASYNC110 - on jumping time
+                await asyncio.sleep(0.01)
         await turns()
         assert len(self.heard) == number
         return self.heard
@@ -95,13 +97,12 @@ async def open_mqtt_box(
         broker = MemoryBroker()
         door = MqttDoor(box.config, box.service, box.clock)
         link = broker.link(door.receive)
-        held: list[MqttBox] = []
-        asker = broker.link(lambda message: held[0].receive(message), clean_start=True)
-        held.append(MqttBox(box, broker, door, link, asker))
+        mqtt = MqttBox(box, broker, door, link)
+        asker = mqtt.asker
         asker.subscribe("spillway/kitchen/reply/#", 1)
         asker.subscribe("spillway/kitchen/results/#", 1)
         asker.subscribe("elsewhere/#", 1)
         asker.connect()
         door.attach(link)  # type: ignore[arg-type]
         link.connect()
-        yield held[0]
+        yield mqtt

@@ -54,7 +54,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._jumping.threads.append(busy)
 
     def run_in_executor(
-        self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]
+        self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: *Ts
     ) -> asyncio.Future[T]:
         future = super().run_in_executor(executor, func, *args)
         self._in_executor += 1

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.mqtt import MAX_DEADLINE_MS, Wishes, parse_wishes
+from cloud_sync.messages import Details
 from models.channel import Ask, Piece
 from models.errors import RequestError
 from tests.fakes.cloud_door import MemoryCloud
@@ -70,7 +71,9 @@ def test_a_wish_said_twice_is_refused() -> None:
         parse_wishes((("priority", "1"), ("priority", "1")))
 
 
-@given(st.lists(st.tuples(st.sampled_from(["deadline-ms", "priority", "stream", "x"]), st.text(max_size=20)), max_size=4))
+@given(
+    st.lists(st.tuples(st.sampled_from(["deadline-ms", "priority", "stream", "x"]), st.text(max_size=20)), max_size=4)
+)
 def test_any_properties_are_wishes_or_a_bad_request(user: list[tuple[str, str]]) -> None:
     try:
         wishes = parse_wishes(tuple(user))
@@ -81,7 +84,9 @@ def test_any_properties_are_wishes_or_a_bad_request(user: list[tuple[str, str]])
 
 
 @virtual_time
-async def test_a_request_is_answered_on_its_client_s_topic_with_the_facts_in_body_and_properties(tmp_path: Path) -> None:
+async def test_a_request_is_answered_on_its_client_s_topic_with_the_facts_in_body_and_properties(
+    tmp_path: Path,
+) -> None:
     async with open_mqtt_box(tmp_path) as mqtt:
         mqtt.box.serve(MemoryWorker(script=echo))
         await mqtt.ask(b"hello", correlation=b"7")
@@ -208,16 +213,10 @@ async def test_c19_correlation_of_256_bytes_and_none_at_all_are_right(tmp_path: 
 async def test_c14_a_retained_request_is_acknowledged_and_never_begun(tmp_path: Path) -> None:
     async with open_mqtt_box(tmp_path) as mqtt:
         worker = mqtt.box.serve(MemoryWorker(script=echo))
-        mqtt.link.take(INFER, b"again and again", 1, mqtt.broker.link(lambda _: None)._broker.seen and None or _none(), retain=True)
+        mqtt.link.take(INFER, b"again and again", 1, Details(), retain=True)
         await turns()
         assert worker.asks == []
         assert mqtt.unacknowledged == 0
-
-
-def _none():  # type: ignore[no-untyped-def]
-    from cloud_sync.link import Details
-
-    return Details()
 
 
 @virtual_time
@@ -268,7 +267,7 @@ async def test_without_a_deadline_the_model_s_default_counts(tmp_path: Path) -> 
         (b'{"inputs": ', "application/json", "body"),
         (b"{}", None, "inputs"),
         (b"\xff\xfe", "text/plain", "body"),
-        (b"hello", "text/plain; charset=utf-16", "charset"),
+        (b"hello", "text/plain; charset=utf-16", "content type"),
         (b"hello", "application/x-python", "content type"),
         (b"[" * 100_000, "application/json", "body"),
         (b'{"inputs": "x", "inputs": "y", "stream": 3}', None, "stream"),
@@ -523,17 +522,11 @@ async def test_an_empty_message_on_the_cancel_topic_takes_a_request_back(tmp_pat
 async def test_a_cancel_right_behind_its_request_finds_it(tmp_path: Path) -> None:
     async with open_mqtt_box(tmp_path) as mqtt:
         mqtt.box.serve(MemoryWorker(script=echo))
-        mqtt.link.take(INFER, b"x", 1, _details(b"c"), retain=False)
-        mqtt.link.take(CANCEL, b"", 1, _details(b"c"), retain=False)
+        mqtt.link.take(INFER, b"x", 1, Details(correlation=b"c"), retain=False)
+        mqtt.link.take(CANCEL, b"", 1, Details(correlation=b"c"), retain=False)
         (reply,) = await mqtt.answered()
         assert reply.code == "cancelled"
         assert mqtt.unacknowledged == 0
-
-
-def _details(correlation: bytes):  # type: ignore[no-untyped-def]
-    from cloud_sync.link import Details
-
-    return Details(correlation=correlation)
 
 
 @virtual_time
@@ -624,8 +617,12 @@ async def test_e15_an_answer_that_is_no_json_object_is_still_an_answer(tmp_path:
 async def test_c16_topics_that_name_nothing_are_dropped_and_acknowledged(tmp_path: Path) -> None:
     async with open_mqtt_box(tmp_path) as mqtt:
         worker = mqtt.box.serve(MemoryWorker(script=echo))
-        for topic in ("spillway/kitchen/infer/Digits/me", "spillway/kitchen/infer/digits/ME", "spillway/kitchen/infer/+x"):
-            mqtt.link.take(topic, b"x", 1, _details(b"c"), retain=False)
+        for topic in (
+            "spillway/kitchen/infer/Digits/me",
+            "spillway/kitchen/infer/digits/ME",
+            "spillway/kitchen/infer/+x",
+        ):
+            mqtt.link.take(topic, b"x", 1, Details(correlation=b"c"), retain=False)
         await turns()
         assert (worker.asks, mqtt.heard, mqtt.unacknowledged) == ([], [], 0)
 
@@ -635,7 +632,7 @@ async def test_the_door_takes_a_flood_of_garbage_and_answers_all_of_it(tmp_path:
     async with open_mqtt_box(tmp_path, "[limits]\nmax_requests = 10") as mqtt:
         mqtt.box.serve(MemoryWorker(script=echo, capacity=8))
         for number in range(300):
-            mqtt.link.take(INFER, b"\xff" * (number + 1), 1, _details(bytes(str(number), "ascii")), retain=False)
+            mqtt.link.take(INFER, b"\xff" * (number + 1), 1, Details(correlation=b"%d" % number), retain=False)
         replies = await mqtt.answered(300)
         assert {reply.code for reply in replies} == {"bad_request"}
         assert mqtt.unacknowledged == 0
