@@ -8,8 +8,9 @@ import importlib.metadata
 import sys
 from pathlib import Path
 
-from agent.config import DEFAULT_PATH, Config, ConfigError, check_files, load_config
+from agent.config import DEFAULT_PATH, Config, check_files, load_config
 from agent.log import start_logging
+from cloud_sync.strict_toml import ConfigError
 
 EXIT_OK = 0
 EXIT_FAILED = 1

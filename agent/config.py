@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +9,9 @@ import msgspec
 from msgspec import Meta
 
 from cloud_sync.messages import LinkSettings
-from cloud_sync.wire import is_device, is_name, is_prefix
+from cloud_sync.strict_toml import ConfigError, load_toml, parse_toml
+from cloud_sync.wire import is_device, is_prefix
+from models.manifest import is_name
 
 DEFAULT_PATH = Path("/etc/spillway/spillway.toml")
 MAX_BODY_BYTES = 60 << 20
@@ -20,13 +20,6 @@ LINK_FILES = ("password_file", "ca", "certificate", "key")
 
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(ge=0)]
-
-_MISSING = re.compile(r"missing required field `(\w+)`")
-_SECRETIVE = re.compile(r"pass|secret|token|key|credential")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names key, value and what would be right."""
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -118,78 +111,19 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 def load_config(path: Path) -> Config:
     """Read and check a configuration file; raises ConfigError."""
+    config = load_toml(path, Config)
     try:
-        raw = path.read_text("utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text") from error
-    try:
-        return parse_config(raw)
+        _check(config)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+    return config
 
 
 def parse_config(raw: str) -> Config:
     """Parse TOML text into a checked configuration; raises ConfigError."""
-    try:
-        document = tomllib.loads(raw)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"not TOML: {error}") from error
-    _refuse_unknown(document, Config, "")
-    try:
-        config = msgspec.convert(document, Config)
-    except msgspec.ValidationError as error:
-        raise ConfigError(_in_words(str(error), document)) from error
+    config = parse_toml(raw, Config)
     _check(config)
     return config
-
-
-def _refuse_unknown(section: dict[str, object], kind: type[msgspec.Struct], path: str) -> None:
-    """Name the first unknown key, its value and the keys that would be right."""
-    fields = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
-    for key, value in section.items():
-        if key not in fields:
-            allowed = ", ".join(sorted(fields))
-            raise ConfigError(
-                f"unknown key `{path}{key}` = {_shown(key, value)}; here one of these is right: {allowed}"
-            )
-        inner = _struct_of(fields[key])
-        if inner is None or not isinstance(value, dict):
-            continue
-        if key == "models":
-            for name, policy in value.items():
-                if isinstance(policy, dict):
-                    _refuse_unknown(policy, inner, f"models.{name}.")
-        else:
-            _refuse_unknown(value, inner, f"{path}{key}.")
-
-
-def _shown(key: str, value: object) -> str:
-    """Return a value as a log may show it: a secret stays out, also one that stands under a wrong key."""
-    return "(not shown)" if _SECRETIVE.search(key.lower()) else repr(value)[:200]
-
-
-def _in_words(error: str, document: dict[str, object]) -> str:
-    """Say a type error with the key as it stands in the file, and the value found there."""
-    reason, _, place = error.partition(" - at `$")
-    key = place.strip("`").lstrip(".").replace("[...]", "")
-    missing = _MISSING.search(reason)
-    if missing:
-        return f"`{key}{'.' if key else ''}{missing[1]}` is missing"
-    value: object = document
-    for part in re.split(r"[.\[\]]+", key):
-        value = value.get(part, value) if isinstance(value, dict) else value
-    return f"`{key}` = {_shown(key, value)}: {reason[:1].lower()}{reason[1:]}"
-
-
-def _struct_of(kind: object) -> type[msgspec.Struct] | None:
-    """Return the section type inside an annotation such as `Cloud | None` or `dict[str, ModelPolicy]`."""
-    candidates = [kind, *getattr(kind, "__args__", ())]
-    for candidate in candidates:
-        if isinstance(candidate, type) and issubclass(candidate, msgspec.Struct):
-            return candidate
-    return None
 
 
 def check_files(config: Config) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from agent.activation import Activation
-from agent.config import Config, ConfigError
+from agent.config import Config
 from agent.health import Health
 from agent.machine import box_facts
 from agent.mqtt import MqttDoor
@@ -34,6 +34,7 @@ from cloud_sync.messages import LinkSettings, Message, Will
 from cloud_sync.notify import notify
 from cloud_sync.outbox import Outbox
 from cloud_sync.state import State
+from cloud_sync.strict_toml import ConfigError
 from cloud_sync.sync_settings import SyncOutcome, SyncSettings
 from cloud_sync.wire import Topics
 

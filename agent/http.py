@@ -23,10 +23,10 @@ from agent.health import Health
 from agent.intake import Ticket
 from agent.mqtt import MAX_DEADLINE_MS
 from agent.service import Service
-from cloud_sync.wire import is_name
 from models.answer import render_error, with_facts
 from models.body import Body, parse_body
 from models.errors import HTTP_STATUS, RequestError
+from models.manifest import is_name
 from models.request import Dialect, Request, Response, Status
 
 CLIENT: Final = "http"
@@ -164,7 +164,7 @@ class HttpDoor:
             client=CLIENT,
             deadline_ms=_whole_number(headers.get("spillway-deadline-ms"), default_ms, 1, MAX_DEADLINE_MS),
             priority=_whole_number(headers.get("spillway-priority"), 5, 0, 9),
-            local_only=headers.get("spillway-privacy") == "local-only",
+            local_only=_privacy(headers.get("spillway-privacy")) == "local-only",
             stream=bool(body.stream),
         )
 
@@ -209,6 +209,13 @@ def _whole_number(text: str | None, default: int, least: int, most: int) -> int:
             "bad_request", f"a Spillway header is {text[:40]!r}; a number from {least} to {most} is right"
         )
     return int(text)
+
+
+def _privacy(text: str | None) -> str:
+    """Return the asked privacy; a word that is neither must not let a prompt leave the box."""
+    if text not in {None, "any", "local-only"}:
+        raise RequestError("bad_request", f"Spillway-Privacy is {text[:40]!r}; right is any or local-only")
+    return text or "any"
 
 
 def _whole(request: Request, response: Response) -> HttpResponse:

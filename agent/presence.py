@@ -38,9 +38,11 @@ class Presence:
     async def run(self) -> None:
         """Publish what changed, and health every minute; a root task."""
         while True:
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(HEALTH_EVERY_S):
                     await self.changed.wait()
+            except TimeoutError:
+                self._told.pop(self._topics.health, None)
             self.changed.clear()
             self.tell()
 

@@ -295,10 +295,7 @@ class Link:
         pairs = list(filters.items())
         for start in range(0, len(pairs), 8):  # AWS IoT Core takes 8 filters in one SUBSCRIBE
             self._client.subscribe(
-                [
-                    (topic, SubscribeOptions(qos=qos, retainHandling=SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE))
-                    for topic, qos in pairs[start : start + 8]
-                ]
+                [(topic, SubscribeOptions(qos=qos, retainAsPublished=True)) for topic, qos in pairs[start : start + 8]]
             )
 
     def _on_connect(self, _c: Any, _u: Any, _flags: Any, reason: ReasonCode, properties: Properties | None) -> None:

@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from cloud_sync.errors import HandoffError
+from models.manifest import is_name
 
 MAX_TOPIC_BYTES: Final = 1024
 """The longest topic that an asker may name; Spillway's own topics keep to the strictest broker's 256."""
@@ -24,8 +25,6 @@ NUMBER_BITS: Final = 20
 RUN_BITS: Final = 43
 REQUEST_INFO: Final = b"spillway handoff 1\x00"
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
 _KID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
 _ID = re.compile(r"[0-9a-f]{32}")
 _CONTENT_TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,62}/[a-z0-9][a-z0-9!#$&^_.+-]{0,62}")
@@ -33,19 +32,9 @@ _PREFIX_PART = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
 _LENGTH = struct.Struct(">H")
 
 
-def is_name(text: str) -> bool:
-    """Whether `text` can name a model, client, group or pool, or (unless reserved) a device."""
-    return _NAME.fullmatch(text) is not None
-
-
 def is_device(text: str) -> bool:
     """Whether `text` can name a device."""
     return is_name(text) and text not in RESERVED_DEVICES
-
-
-def is_version(text: str) -> bool:
-    """Whether `text` can name a version."""
-    return _VERSION.fullmatch(text) is not None
 
 
 def is_prefix(text: str) -> bool:

@@ -130,7 +130,9 @@ def _deploy_arguments(parser: argparse.ArgumentParser) -> None:
 def _enrol_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("device")
     parser.add_argument("--out", type=Path, required=True, help="folder for the box's files")
-    parser.add_argument("--group", action="append", default=[], help="a group of the box; the first decides first")
+    parser.add_argument(
+        "--group", action="append", default=[], help="a group of the box; the first decides first (default: all)"
+    )
     parser.add_argument("--broker", default="", help="host of the cloud's MQTT broker")
     parser.add_argument("--port", type=int, default=8883, help="its port (default: 8883)")
     parser.add_argument("--at", default="/etc/spillway", help="where the files will lie on the box")
@@ -192,7 +194,7 @@ def _pair(text: str) -> tuple[str, str]:
 def _enrol(options: argparse.Namespace) -> Report:
     asked = Enrolment(
         device=options.device,
-        groups=options.group or ["default"],
+        groups=options.group or ["all"],
         broker=options.broker,
         port=options.port,
         at=options.at,

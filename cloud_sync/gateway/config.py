@@ -11,7 +11,8 @@ import msgspec
 
 from cloud_sync.messages import LinkSettings
 from cloud_sync.strict_toml import ConfigError, load_toml
-from cloud_sync.wire import is_name, is_prefix
+from cloud_sync.wire import is_prefix
+from models.manifest import is_name
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.config import Config, ConfigError, ModelPolicy, check_files, load_config, parse_config
+from agent.config import Config, ModelPolicy, check_files, load_config, parse_config
+from cloud_sync.strict_toml import ConfigError
 
 LEAST = """
 [device]
