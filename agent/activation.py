@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -20,21 +19,19 @@ from agent.config import Config
 from agent.health import Health
 from agent.scheduler import ModelQueue
 from agent.service import Service
-from agent.workers import ENDED, Version, Worker, WorkerEndedError
+from agent.trial import run_trial
+from agent.workers import Version, Worker, WorkerEndedError
+from cloud_sync.errors import StoreError
 from cloud_sync.state import Current, State
 from cloud_sync.sync_settings import SyncOutcome, TargetModel
-from models.body import parse_body
-from models.channel import Piece
 from models.errors import ModelError, RequestError
-from models.evaluate import Answered, judge
-from models.manifest import BoxFacts, Golden, ManifestError, parse_manifest, pick_variant
-from models.request import Request
+from models.manifest import BoxFacts, ManifestError, parse_manifest, pick_variant
 
 log = logging.getLogger(__name__)
 
-TRIAL_TIMEOUT_MS = 60_000.0
 CRASH_LIMIT = 5
 CRASH_WINDOW_S = 120.0
+START_LIMIT = 3
 MAX_BACKOFF_S = 30.0
 GENERATING = frozenset({"text-generation"})
 
@@ -48,6 +45,8 @@ class ModelReport(msgspec.Struct, omit_defaults=True):
     target: str = ""
     code: str = ""
     message: str = ""
+    unprotected: list[str] = []
+    """What this box's kernel lacks to confine its worker."""
 
 
 class Runner:
@@ -60,6 +59,7 @@ class Runner:
         self.current: Version | None = None
         self.worker: Worker | None = None
         self.crashes: collections.deque[float] = collections.deque()
+        self.failed_starts = 0
         self.task: asyncio.Task[None] | None = None
 
 
@@ -76,7 +76,9 @@ class Activation:
         box: BoxFacts,
         clock: Callable[[], float],
         on_change: Callable[[], None],
+        new_worker: Callable[[Version], Worker] = Worker,
     ) -> None:
+        self._new_worker = new_worker
         self._config = config
         self._state = state
         self._service = service
@@ -86,7 +88,7 @@ class Activation:
         self._on_change = on_change
         self._versions = Path(config.state.directory) / "versions"
         self._runners: dict[str, Runner] = {}
-        self._draining: set[asyncio.Task[None]] = set()
+        self._draining: dict[asyncio.Task[None], Worker] = {}
         self._busy = asyncio.Lock()
         self._stopping = False
 
@@ -128,18 +130,21 @@ class Activation:
     async def stop(self) -> None:
         """End every worker."""
         self._stopping = True
-        for task in self._draining:
+        draining = dict(self._draining)
+        for task in draining:
             task.cancel()
-        await asyncio.gather(
-            *(self._halt(runner) for runner in self._runners.values()), *self._draining, return_exceptions=True
-        )
+        halts = [self._halt(runner) for runner in self._runners.values()]
+        await asyncio.gather(*halts, *(worker.stop() for worker in draining.values()), return_exceptions=True)
 
     def _runner(self, name: str) -> Runner:
         runner = self._runners.get(name)
         if runner is None:
-            queue = self._service.queues[name] = ModelQueue(name, self._clock)
+            queue = self._service.queues[name] = self._new_queue(name)
             runner = self._runners[name] = Runner(name, queue)
         return runner
+
+    def _new_queue(self, name: str) -> ModelQueue:
+        return ModelQueue(name, self._clock, hang_grace_s=self._config.limits.hang_grace_s)
 
     def _installed(self, name: str, version: str, digest: str) -> Version | None:
         """Return a version that is whole on this disk, or None."""
@@ -162,66 +167,37 @@ class Activation:
             self._tell(runner, target=target.version, code="missing", message="staged, but not on the disk")
             return
         self._tell(runner, target=target.version, code="", message="in trial")
-        worker = Worker(version)
+        worker = self._new_worker(version)
         try:
-            await self._trial(worker, version)
+            await self._start(worker)
+            for piece in await run_trial(worker):
+                runner.queue.law.observe(piece.tokens_in, piece.tokens_out, piece.compute_ms)
+            await _ended(runner.task)  # nothing else may decide what is current while this does
+            await self._state.set_current(runner.name, _pointer(version, runner.current))
         except asyncio.CancelledError:
             await worker.kill()
             raise
         except (ModelError, WorkerEndedError, ManifestError, RequestError) as error:
             await worker.kill()
-            await self._state.mark_failed(target.digest, "trial_failed", str(error))
+            await self._noted(self._state.mark_failed(target.digest, "trial_failed", str(error)))
             self._tell(runner, target=target.version, code="trial_failed", message=str(error))
             log.warning("%s failed its trial: %s", version.label, error)
-            return
-        await self._activate(runner, version, worker)
+        except (StoreError, OSError) as error:  # not the version's fault: the next pass tries again
+            await worker.kill()
+            self._tell(runner, target=target.version, code="trial_impossible", message=str(error))
+            log.warning("%s could not be tried: %s", version.label, error)
+            if runner.task is not None and runner.task.done():
+                runner.task = asyncio.get_running_loop().create_task(self._supervise(runner))
+        else:
+            self._activate(runner, version, worker)
 
-    async def _trial(self, worker: Worker, version: Version) -> None:
-        """Let a worker answer its golden samples; raises ModelError naming what it failed."""
-        manifest = parse_manifest(version.manifest)
-        await self._start(worker)
-        answers = []
-        for golden in manifest.golden:
-            await self._sample(worker, golden)  # once to warm, once to measure
-            answers.append((golden, await self._sample(worker, golden)))
-        memory_mb = await asyncio.to_thread(_memory_mb, worker.pid)
-        verdict = judge(manifest, [_answered(golden, piece) for golden, piece in answers], memory_mb)
-        if not verdict.passed:
-            raise ModelError("; ".join(verdict.problems))
-        for _, piece in answers:
-            law = self._runners[version.name].queue.law
-            law.observe(piece.tokens_in, piece.tokens_out, piece.compute_ms)
-
-    async def _sample(self, worker: Worker, golden: Golden) -> Piece:
-        """Ask one golden question; raises ModelError where nothing comes back."""
-        done: asyncio.Future[Piece] = asyncio.get_running_loop().create_future()
-
-        def on_piece(piece: Piece) -> None:
-            if piece.final and not done.done():
-                done.set_result(piece)
-
-        body = parse_body(golden.content_type, golden.body)
-        request = Request(
-            model=worker.version.name, content_type=body.content_type, body=body.body, dialect=body.dialect
-        )
-        worker.ask(request, TRIAL_TIMEOUT_MS, on_piece)
-        try:
-            async with asyncio.timeout(TRIAL_TIMEOUT_MS / 1e3):
-                piece = await done
-        except TimeoutError as error:
-            raise ModelError(f"a golden sample had no answer within {TRIAL_TIMEOUT_MS / 1e3:.0f} s") from error
-        if piece.code == ENDED:
-            raise ModelError(f"the worker ended over a golden sample: {piece.message}")
-        return piece
-
-    async def _activate(self, runner: Runner, version: Version, worker: Worker) -> None:
-        """Note the new version durably, move requests over, and let the old worker finish."""
-        old_version, old_worker = runner.current, runner.worker
-        await self._state.set_current(runner.name, _pointer(version, old_version))
-        if runner.task is not None:
-            runner.task.cancel()
+    def _activate(self, runner: Runner, version: Version, worker: Worker) -> None:
+        """Move requests over to a version that is durably noted, and let the old worker finish."""
+        old_worker = runner.worker
         runner.current, runner.worker = version, worker
+        runner.report.unprotected = worker.unprotected
         runner.crashes.clear()
+        runner.failed_starts = 0
         runner.queue.replace_worker(worker, parallel=_generating(version))
         runner.task = asyncio.get_running_loop().create_task(self._supervise(runner), name=f"model {runner.name}")
         self._tell(
@@ -230,8 +206,8 @@ class Activation:
         log.info("%s serves", version.label)
         if old_worker is not None:
             task = asyncio.get_running_loop().create_task(self._drain(runner, old_worker), name=f"drain {runner.name}")
-            self._draining.add(task)
-            task.add_done_callback(self._draining.discard)
+            self._draining[task] = old_worker
+            task.add_done_callback(self._draining.pop)
 
     async def _drain(self, runner: Runner, worker: Worker) -> None:
         try:
@@ -243,46 +219,71 @@ class Activation:
             await worker.stop()
 
     async def _supervise(self, runner: Runner) -> None:
-        """Keep a worker running; restart it with backoff, and roll back what crashes in a loop."""
+        """Keep a worker running: restart it with backoff, and go back from what crashes in a loop or cannot start."""
         while not self._stopping and runner.current is not None:
-            if (runner.worker is None or runner.worker.ended.done()) and not await self._restart(runner):
-                return
-            worker = runner.worker
-            if worker is None:
-                return
-            await asyncio.shield(worker.ended)
-            runner.queue.starting = True
-            self._tell(runner, state="restarting")
-            runner.crashes.append(self._clock())
-            while runner.crashes and runner.crashes[0] < self._clock() - CRASH_WINDOW_S:
-                runner.crashes.popleft()
-            if len(runner.crashes) >= CRASH_LIMIT:
-                await self._roll_back(runner, f"its worker ended {CRASH_LIMIT} times in {CRASH_WINDOW_S:.0f} s")
+            if runner.worker is None:
+                await self._restart(runner, runner.current)
             else:
-                await asyncio.sleep(min(MAX_BACKOFF_S, 0.1 * 4 ** (len(runner.crashes) - 1)))
+                await asyncio.shield(runner.worker.ended)
+                await self._after_crash(runner)
 
-    async def _restart(self, runner: Runner) -> bool:
-        """Start the current version's worker; False where it cannot be opened and there is nothing to go back to."""
-        version = runner.current
-        if version is None:
-            return False
+    async def _after_crash(self, runner: Runner) -> None:
+        runner.worker = None
         runner.queue.starting = True
-        worker = Worker(version)
+        self._tell(runner, state="restarting")
+        runner.crashes.append(self._clock())
+        while runner.crashes[0] < self._clock() - CRASH_WINDOW_S:
+            runner.crashes.popleft()
+        if len(runner.crashes) >= CRASH_LIMIT:
+            await self._roll_back(runner, f"its worker ended {CRASH_LIMIT} times in {CRASH_WINDOW_S:.0f} s")
+        else:
+            await asyncio.sleep(_backoff_s(len(runner.crashes)))
+
+    async def _restart(self, runner: Runner, version: Version) -> None:
+        """Start the current version's worker; what cannot start is tried again, or left for the version before."""
+        runner.queue.starting = runner.failed_starts < START_LIMIT
+        worker = self._new_worker(version)
         try:
             await self._start(worker)
         except asyncio.CancelledError:
             await worker.kill()
             raise
-        except (ModelError, WorkerEndedError) as error:
+        except (ModelError, WorkerEndedError, OSError) as error:
             await worker.kill()
-            await self._roll_back(runner, str(error))
-            return runner.current is not None
-        finally:
-            runner.queue.starting = False
+            await self._after_failed_start(runner, version, str(error))
+            return
+        runner.failed_starts = 0
         runner.worker = worker
+        runner.report.unprotected = worker.unprotected
+        runner.queue.starting = False
         runner.queue.replace_worker(worker, parallel=_generating(version))
+        if runner.report.code == "start_failed":
+            self._tell(runner, code="", message="")
         self._tell(runner, state="serving", version=version.version, digest=version.digest)
-        return True
+
+    async def _after_failed_start(self, runner: Runner, version: Version, why: str) -> None:
+        """Wait before the next try; a version that has served before is given up only for one that can."""
+        log.warning("%s could not be started: %s", version.label, why)
+        runner.failed_starts += 1
+        self._tell(runner, state="restarting", code="start_failed", message=why)
+        if runner.failed_starts >= START_LIMIT and await self._before(runner) is not None:
+            await self._roll_back(runner, why)
+            return
+        if runner.failed_starts >= START_LIMIT:
+            runner.queue.starting = False
+            runner.queue.replace_worker(None)
+        await asyncio.sleep(_backoff_s(runner.failed_starts))
+
+    async def _before(self, runner: Runner) -> Version | None:
+        """Return the version before the current one, if it is still whole on the disk."""
+        try:
+            known = (await self._state.current()).get(runner.name)
+        except StoreError as error:
+            log.warning("the state could not be read: %s", error)
+            return None
+        if known is None or not known.previous_digest:
+            return None
+        return self._installed(runner.name, known.previous_version, known.previous_digest)
 
     async def _roll_back(self, runner: Runner, why: str) -> None:
         """Go back to the version before; the failing digest is not tried again."""
@@ -290,29 +291,36 @@ class Activation:
         if bad is None:
             return
         log.error("%s is rolled back: %s", bad.label, why)
-        await self._state.mark_failed(bad.digest, "rolled_back", why)
-        known = (await self._state.current()).get(runner.name)
-        before = None
-        if known is not None and known.previous_digest:
-            before = self._installed(runner.name, known.previous_version, known.previous_digest)
+        before = await self._before(runner)
+        await self._noted(self._state.mark_failed(bad.digest, "rolled_back", why))
         runner.current, runner.worker = before, None
         runner.crashes.clear()
+        runner.failed_starts = 0
         runner.queue.starting = before is not None
         runner.queue.replace_worker(None)
         if before is None:
-            await self._state.drop_current(runner.name)
+            runner.queue.fail_waiting(f"{bad.label} is not served any more")
+            await self._noted(self._state.drop_current(runner.name))
             self._tell(
                 runner, state="failed", version="", digest="", target=bad.version, code="rolled_back", message=why
             )
             return
-        await self._state.set_current(runner.name, Current(before.version, before.digest))
+        await self._noted(self._state.set_current(runner.name, Current(before.version, before.digest)))
         self._tell(runner, state="starting", target=bad.version, code="rolled_back", message=why)
+
+    async def _noted(self, writing: Awaitable[None]) -> None:
+        """Write to the state; serving goes on where the disk does not take it, and the next start finds the old."""
+        try:
+            await writing
+        except StoreError as error:
+            log.warning("the state could not be written: %s", error)
 
     async def _remove(self, name: str) -> None:
         """Stop serving a model that no deployment names any more."""
         runner = self._runners.pop(name)
         self._service.queues.pop(name, None)
-        await self._state.drop_current(name)
+        runner.queue.fail_waiting(f"{name} is not served any more")
+        await self._noted(self._state.drop_current(name))
         if runner.worker is not None:
             await self._drain(runner, runner.worker)
         await self._halt(runner)
@@ -320,10 +328,7 @@ class Activation:
         self._on_change()
 
     async def _halt(self, runner: Runner) -> None:
-        if runner.task is not None:
-            runner.task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await runner.task
+        await _ended(runner.task)
         if runner.worker is not None:
             await runner.worker.stop()
 
@@ -340,6 +345,18 @@ class Activation:
         self._on_change()
 
 
+async def _ended(task: asyncio.Task[None] | None) -> None:
+    """Cancel a supervisor and wait until it has let go."""
+    if task is not None:
+        task.cancel()
+        await asyncio.wait((task,))
+
+
+def _backoff_s(times: int) -> float:
+    """Return how long to wait after something went wrong so many times."""
+    return min(MAX_BACKOFF_S, 0.1 * 4.0 ** min(times - 1, 10))
+
+
 def _pointer(version: Version, previous: Version | None) -> Current:
     if previous is None:
         return Current(version.version, version.digest)
@@ -348,15 +365,3 @@ def _pointer(version: Version, previous: Version | None) -> Current:
 
 def _generating(version: Version) -> bool:
     return parse_manifest(version.manifest).task in GENERATING
-
-
-def _answered(golden: Golden, piece: Piece) -> Answered:
-    return Answered(golden=golden, body=piece.body, ms=piece.compute_ms, code=piece.code, message=piece.message)
-
-
-def _memory_mb(pid: int) -> float:
-    """Return the proportional set size of a process in MiB; 0 where it is gone."""
-    try:
-        return float(psutil.Process(pid).memory_full_info().pss) / (1 << 20)
-    except (psutil.Error, AttributeError):
-        return 0.0

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
 from agent.client import Answer, Client
 from agent.config import Config
 from cloud_sync.messages import LinkSettings
+from cloud_sync.wire import is_device
+from models.manifest import is_name
 
 SHOWN_FACTS = ("route", "reason", "model")
+PRESENCE_S = 2.0
+UNKNOWN_S = 10.0
+GRACE_S = 5.0
+DEFAULT_S = 120.0
 
 
 class AskError(ValueError):
@@ -22,7 +29,16 @@ async def ask_for_people(options: argparse.Namespace, config: Config | None) -> 
     device = options.device or (config.device.name if config else "")
     if not device:
         raise AskError("which box? name it with --device, or its configuration with --config")
+    if not is_device(device):
+        raise AskError(f"{device!r} cannot name a box")
+    if not is_name(options.model):
+        plain = options.model.partition("@")[0].lower()
+        hint = f"; name it without its version: {plain}" if "@" in options.model else ""
+        raise AskError(f"{options.model!r} cannot name a model{hint}")
+    if options.client and not is_name(options.client):
+        raise AskError(f"{options.client!r} cannot name a client: use a-z, 0-9, `.`, `_`, `-`")
     body, content_type = _question(options.question)
+    logging.getLogger("cloud_sync.link").setLevel(logging.CRITICAL)  # what a person needs to know is said below
     async with Client(
         device,
         _settings(options, config),
@@ -30,13 +46,25 @@ async def ask_for_people(options: argparse.Namespace, config: Config | None) -> 
         prefix=config.device.prefix if config else "spillway",
     ) as client:
         answer: Answer | None = None
-        async for answer in client.replies(options.model, body, options.content_type or content_type, _wishes(options)):
+        timeout_s = await _patience_s(client, device, options)
+        content_type = options.content_type or content_type
+        replies = client.replies(options.model, body, content_type, _wishes(options), timeout_s=timeout_s)
+        async for answer in replies:
             _show(answer, options)
     if answer is None:
         return 1
     told = ", ".join(f"{name} {answer.facts[name]}" for name in SHOWN_FACTS if name in answer.facts)
     print(f"[{told}]" if told else "", file=sys.stderr)
     return 1 if answer.failed else 0
+
+
+async def _patience_s(client: Client, device: str, options: argparse.Namespace) -> float:
+    """Return how long to wait: the deadline and a little; not long where nothing is known of the box."""
+    state = await client.presence(PRESENCE_S)
+    if state not in {"online", "draining"}:
+        print(f"spillway: box {device!r} is {state or 'not known'} at this broker; waiting", file=sys.stderr)
+        return UNKNOWN_S
+    return options.deadline_ms / 1e3 + GRACE_S if options.deadline_ms else DEFAULT_S
 
 
 def _settings(options: argparse.Namespace, config: Config | None) -> LinkSettings:
@@ -60,7 +88,7 @@ def _question(text: str) -> tuple[bytes, str]:
 
 def _wishes(options: argparse.Namespace) -> dict[str, str]:
     wishes: dict[str, str] = {}
-    if options.deadline_ms:
+    if options.deadline_ms is not None:
         wishes["deadline-ms"] = str(options.deadline_ms)
     if options.priority is not None:
         wishes["priority"] = str(options.priority)

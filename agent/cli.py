@@ -8,10 +8,11 @@ import importlib.metadata
 import sys
 from pathlib import Path
 
-from agent.config import DEFAULT_PATH, Config, check_files, load_config
+from agent.config import DEFAULT_PATH, Config, StartError, check_enrolment, check_files, load_config
 from agent.log import start_logging
 from cloud_sync.strict_toml import ConfigError
 
+MAX_PORT = 65535
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -43,27 +44,35 @@ def _parser() -> argparse.ArgumentParser:
     for command, function in ((run, _run), (check, _check)):
         command.add_argument("--config", type=Path, default=DEFAULT_PATH, help=f"default: {DEFAULT_PATH}")
         command.set_defaults(command=function)
-    ask = commands.add_parser("ask", help="ask a box a question over MQTT")
-    ask.add_argument("model")
+    _ask_arguments(commands.add_parser("ask", help="ask a box a question over MQTT"))
+    return parser
+
+
+def _ask_arguments(ask: argparse.ArgumentParser) -> None:
+    ask.add_argument("model", help="the model's name, without a version")
     ask.add_argument("question", help="a text, `@FILE` for a file's contents, or `-` for standard input")
     ask.add_argument("--device", default="", help="the box's name (default: from --config)")
-    ask.add_argument(
-        "--config", type=Path, default=DEFAULT_PATH, help="read device and broker from a box's configuration"
-    )
+    ask.add_argument("--config", type=Path, help=f"a box's configuration (default: {DEFAULT_PATH}, if it is there)")
     ask.add_argument("--host", default="", help="the broker (default: from --config, else 127.0.0.1)")
-    ask.add_argument("--port", type=int, default=0)
-    ask.add_argument("--username", default="")
-    ask.add_argument("--password-file", default="")
-    ask.add_argument("--ca", default="")
-    ask.add_argument("--client", default="", help="the client name to ask under")
-    ask.add_argument("--content-type", default="")
-    ask.add_argument("--deadline-ms", type=int, default=0)
-    ask.add_argument("--priority", type=int, choices=range(10), default=None)
+    ask.add_argument("--port", type=_port, default=0, help="its port (default: from --config, else 1883)")
+    ask.add_argument("--username", default="", help="the broker's user, if it asks for one")
+    ask.add_argument("--password-file", default="", help="a file with that user's password")
+    ask.add_argument("--ca", default="", help="speak TLS; a PEM file of the authorities to trust")
+    ask.add_argument("--client", default="", help="the client name to ask under (default: one made up)")
+    ask.add_argument("--content-type", default="", help="what the question is (default: told by its bytes)")
+    ask.add_argument("--deadline-ms", type=int, help="milliseconds the answer may take (default: the model's own)")
+    ask.add_argument("--priority", type=int, choices=range(10), help="0, last, to 9, first (default: 5)")
     ask.add_argument("--local-only", action="store_true", help="the question must not leave the box")
     ask.add_argument("--stream", action="store_true", help="print the answer as it comes")
     ask.add_argument("--json", action="store_true", help="print the answer's JSON")
     ask.set_defaults(command=_ask)
-    return parser
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 < port <= MAX_PORT:
+        raise argparse.ArgumentTypeError(f"{port} is not from 1 to {MAX_PORT}")
+    return port
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -77,12 +86,16 @@ def _run(options: argparse.Namespace) -> int:
     except AlreadyRunningError as error:
         print(f"spillway: {error}", file=sys.stderr)
         return EXIT_LOCKED
+    except StartError as error:
+        print(f"spillway: {error}", file=sys.stderr)
+        return EXIT_FAILED
     return EXIT_OK
 
 
 def _check(options: argparse.Namespace) -> int:
     config = load_config(options.config)
     check_files(config)
+    check_enrolment(config)
     print(f"{options.config}: right, for device {config.device.name}")
     return EXIT_OK
 
@@ -97,8 +110,11 @@ def _ask(options: argparse.Namespace) -> int:
         return EXIT_FAILED
 
 
-def _config_if_there(path: Path) -> Config | None:
-    return load_config(path) if path.exists() else None
+def _config_if_there(path: Path | None) -> Config | None:
+    """Return the configuration that was named, or the box's own where there is one."""
+    if path is None:
+        return load_config(DEFAULT_PATH) if DEFAULT_PATH.exists() else None
+    return load_config(path)
 
 
 if __name__ == "__main__":

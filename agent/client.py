@@ -73,9 +73,12 @@ class Client:
         )
         self._waiting: dict[bytes, asyncio.Queue[Answer]] = {}
         self._task: asyncio.Task[None] | None = None
+        self._state = ""
+        self._seen = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         self._link.subscribe(self._topics.reply(self.name, "+"), 1)
+        self._link.subscribe(self._topics.status, 1)
         self._task = asyncio.create_task(self._link.run())
         try:
             async with asyncio.timeout(10):
@@ -129,7 +132,19 @@ class Client:
         finally:
             self._waiting.pop(correlation, None)
 
+    async def presence(self, timeout_s: float) -> str:
+        """Return the box's retained state (`online`, `draining`, `offline`); empty where none came in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._seen.wait()
+        except TimeoutError:
+            return ""
+        return self._state
+
     def _receive(self, message: Message) -> None:
+        if message.topic == self._topics.status:
+            self._state = message.payload.decode(errors="replace")[:20]
+            self._seen.set()
         queue = self._waiting.get(message.details.correlation or b"")
         if queue is not None:
             queue.put_nowait(Answer(body=message.payload, facts=dict(message.details.user)))

@@ -69,10 +69,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     max_requests: Count = 1000
     max_body_bytes: Annotated[int, Meta(ge=1, le=MAX_BODY_BYTES)] = 8 << 20
+    max_request_bytes: Count = 64 << 20
     outbox_rows: Count = 100_000
     outbox_bytes: Count = 256 << 20
     answers: Annotated[int, Meta(ge=0)] = 1000
     drain_timeout_s: Seconds = 30.0
+    hang_grace_s: Seconds = 10.0
+    """How long a worker may go on with a request that is over before it is ended."""
     store_after_ms: Annotated[float, Meta(ge=0)] = 1000.0
     worker_threads: Annotated[int, Meta(ge=0)] = 0
     worker_slots: Count = 4
@@ -145,6 +148,22 @@ def check_files(config: Config) -> None:
             raise ConfigError(f"`{key}` = {path!r} cannot be read: {error.strerror}") from error
 
 
+def check_enrolment(config: Config) -> None:
+    """Refuse what keeps a new box from ever pulling a version: no root to trust, no folder to read."""
+    repository = config.repository
+    try:
+        Path(repository.root).open("rb").close()
+    except OSError as error:
+        raise ConfigError(f"`repository.root` = {repository.root!r} cannot be read: {error.strerror}") from error
+    folder = repository.url.removeprefix("file://")
+    if folder != repository.url and not Path(folder).is_dir():
+        raise ConfigError(f"`repository.url` = {repository.url!r}: there is no such folder")
+
+
+class StartError(RuntimeError):
+    """Something that a start needs is not to be had now; the message says what. A later start may succeed."""
+
+
 def _check(config: Config) -> None:
     """Refuse what parses but cannot be meant."""
     _check_device(config.device)
@@ -176,6 +195,13 @@ def _check_links(config: Config) -> None:
     if body > packet:
         remedy = f"raise `local.max_packet_bytes` = {packet} too"
         raise ConfigError(f"`limits.max_body_bytes` = {body} is over what the link takes: {remedy}")
+    for key, forgets in (
+        ("clean_start", config.local.clean_start),
+        ("session_expiry_s", not config.local.session_expiry_s),
+    ):
+        if forgets:
+            value = getattr(config.local, key)
+            raise ConfigError(f"`local.{key}` = {value!r}: the broker would forget requests while the box restarts")
     for section, link in (("local", config.local), ("cloud", config.cloud)):
         if link is not None and bool(link.certificate) != bool(link.key):
             raise ConfigError(f"`{section}.certificate` and `{section}.key` belong together: set both or neither")

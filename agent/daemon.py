@@ -12,21 +12,22 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from agent.activation import Activation
-from agent.config import Config
+from agent.config import Config, StartError
 from agent.health import Health
 from agent.machine import box_facts
 from agent.mqtt import MqttDoor
 from agent.presence import Presence
-from agent.recovery import recover
+from agent.recovery import recover, seed
 from agent.service import Service
 from agent.sync import Looker
 from agent.telemetry import Telemetry
 from cloud_sync.database import Database
-from cloud_sync.errors import FetchError, HandoffError
+from cloud_sync.errors import CloudError, HandoffError
 from cloud_sync.handoff import Handoffs
 from cloud_sync.identity import load_identity
 from cloud_sync.link import Link
@@ -37,6 +38,9 @@ from cloud_sync.state import State
 from cloud_sync.strict_toml import ConfigError
 from cloud_sync.sync_settings import SyncOutcome, SyncSettings
 from cloud_sync.wire import Topics
+
+if TYPE_CHECKING:
+    from agent.http import HttpDoor
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +64,7 @@ class Parts:
     presence: Presence
     handoffs: Handoffs | None
     local: Link
+    http: HttpDoor | None
 
 
 class Daemon:
@@ -84,6 +89,7 @@ class Daemon:
         async with contextlib.AsyncExitStack() as stack:
             parts = await self._open(stack)
             await parts.activation.resume()
+            await seed(parts.outbox, parts.service)
             async with asyncio.TaskGroup() as roots:
                 await self._serve(parts, roots)
 
@@ -91,7 +97,10 @@ class Daemon:
         """Open what outlives the tasks, in the order of DESIGN 6: lock, state, outbox, doors."""
         config = self.config
         folder = Path(config.state.directory)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o750)  # noqa: ASYNC240 - nothing is served yet
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o750)  # noqa: ASYNC240 - nothing is served yet
+        except OSError as error:
+            raise StartError(f"`state.directory` = {str(folder)!r}: {error.strerror}") from error
         stack.enter_context(locked(folder))
         database = await Database.open(folder / "state.db")
         stack.push_async_callback(database.close)
@@ -116,7 +125,8 @@ class Daemon:
             self._listen_to_fleet(looker, handoffs)
         presence = Presence(config.device.name, self.topics, self.health, activation, local, self.cloud)
         self._changed = presence.changed
-        return Parts(outbox, service, activation, looker, door, presence, handoffs, local)
+        http = self._open_http(service)
+        return Parts(outbox, service, activation, looker, door, presence, handoffs, local, http)
 
     async def _serve(self, parts: Parts, roots: asyncio.TaskGroup) -> None:
         """Run the root tasks until a signal comes, then drain; the links live until the last word is said."""
@@ -130,7 +140,8 @@ class Daemon:
             tasks.append(roots.create_task(parts.handoffs.run(), name="hand-offs"))
         again = recover(parts.outbox, parts.service, parts.door, self._clock)
         recovery = roots.create_task(again, name="recovery")
-        close_http = self._open_http(parts.service, roots)
+        if parts.http is not None:
+            roots.create_task(parts.http.run(), name="http door")
         self.health.state = "online"
         self._changed.set()
         notify(f"READY=1\nSTATUS={self.health.status_line()}")
@@ -138,7 +149,8 @@ class Daemon:
         await self.stopping.wait()
         recovery.cancel()
         await self._drain(parts.service, parts.door)
-        close_http()
+        if parts.http is not None:
+            parts.http.stop()
         for task in tasks:
             task.cancel()
         await parts.presence.leave()
@@ -250,19 +262,17 @@ class Daemon:
         if message.qos and self.cloud is not None:
             self.cloud.acknowledge(message)
 
-    def _sync_problem(self, problem: FetchError) -> None:
+    def _sync_problem(self, problem: CloudError) -> None:
         log.warning("the repository could not be read: %s: %s", problem.code, problem.message)
         self._changed.set()
 
-    def _open_http(self, service: Service, roots: asyncio.TaskGroup) -> Callable[[], None]:
-        """Open the HTTP door if there is to be one, and return how to close it; a box without it never imports it."""
+    def _open_http(self, service: Service) -> HttpDoor | None:
+        """Open the HTTP door if there is to be one; a box without it never imports it."""
         if not self.config.http.port:
-            return lambda: None
+            return None
         from agent.http import HttpDoor  # noqa: PLC0415 - 12 MB that a box without this door need not carry
 
-        door = HttpDoor(self.config, service, self.health, self._clock)
-        roots.create_task(door.run(), name="http door")
-        return door.stop
+        return HttpDoor(self.config, service, self.health, self._clock)
 
     async def _drain(self, service: Service, door: MqttDoor) -> None:
         """Refuse new work, finish what was accepted."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import socket
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, StreamingRespon
 from starlette.responses import Response as HttpResponse
 from starlette.routing import Route
 
-from agent.config import Config
+from agent.config import Config, StartError
 from agent.health import Health
 from agent.intake import Ticket
 from agent.mqtt import MAX_DEADLINE_MS
@@ -30,6 +31,7 @@ from models.manifest import is_name
 from models.request import Dialect, Request, Response, Status
 
 CLIENT: Final = "http"
+FORM: Final = "application/x-www-form-urlencoded"
 
 
 class HttpDoor:
@@ -60,11 +62,12 @@ class HttpDoor:
             h11_max_incomplete_event_size=16 << 10,
         )
         self._server = uvicorn.Server(settings)
+        self._socket = _listen(config)
 
     async def run(self) -> None:
         """Serve; a root task."""
         # uvicorn would take the signals for itself: they are the daemon's.
-        await self._server._serve()  # noqa: SLF001
+        await self._server._serve(sockets=[self._socket])  # noqa: SLF001
 
     def stop(self) -> None:
         """Take no new connection, and let `run` end once the open ones are served."""
@@ -100,7 +103,9 @@ class HttpDoor:
 
     async def _infer(self, request: HttpRequest) -> HttpResponse:
         try:
-            body = parse_body(request.headers.get("content-type"), await self._read(request))
+            said = request.headers.get("content-type")
+            # What curl says when it is told nothing: the body itself tells more.
+            body = parse_body(None if said == FORM else said, await self._read(request))
         except RequestError as error:
             return _refusal(error, Dialect.HUGGINGFACE)
         try:
@@ -140,18 +145,20 @@ class HttpDoor:
         deadline_at = now + (request.deadline_ms or 1) / 1e3
         ticket = Ticket(request, received_at=now, deadline_at=deadline_at, send=send, settle=_nothing)
         self._service.accept(ticket)
-        if request.stream:
-            events = self._events(ticket, replies)
-            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         watch = asyncio.ensure_future(_gone(http))
         first = asyncio.ensure_future(replies.get())
         try:
             await asyncio.wait((first, watch), return_when=asyncio.FIRST_COMPLETED)
             if not first.done():
                 self._service.cancel(ticket)
-            return _whole(request, await first)
+            response = await first
         finally:
             watch.cancel()
+        if response.code or not request.stream:
+            return _whole(request, response)
+        events = self._events(ticket, response, replies)
+        headers = {"Cache-Control": "no-cache", **_headers(response)}
+        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
     def _request(self, http: HttpRequest, model: str, body: Body) -> Request:
         headers = http.headers
@@ -168,18 +175,30 @@ class HttpDoor:
             stream=bool(body.stream),
         )
 
-    async def _events(self, ticket: Ticket, replies: asyncio.Queue[Response]) -> AsyncGenerator[bytes, None]:
+    async def _events(
+        self, ticket: Ticket, response: Response, replies: asyncio.Queue[Response]
+    ) -> AsyncGenerator[bytes, None]:
         """Yield server-sent events; closing the connection cancels the request."""
         try:
             while True:
-                response = await replies.get()
                 yield b"data: " + response.body + b"\n\n"
                 if response.final:
                     yield b"data: [DONE]\n\n"
                     return
+                response = await replies.get()
         finally:
             if ticket.task is not None and not ticket.task.done():
                 self._service.cancel(ticket)
+
+
+def _listen(config: Config) -> socket.socket:
+    """Open the door's socket before the box is ready; raises StartError where somebody else has it."""
+    host, port = config.http.host, config.http.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise StartError(f"`http.port` = {port} on {host}: {error.strerror}") from error
 
 
 def _nothing() -> None:
@@ -224,13 +243,16 @@ def _whole(request: Request, response: Response) -> HttpResponse:
         facts = {name: getattr(response, name) for name in ("route", "reason", "model")}
         times = {name: round(getattr(response, name), 3) for name in ("queued_ms", "compute_ms", "total_ms")}
         body = with_facts(body, {**facts, **times})
-    headers = {
+    status = HTTP_STATUS[response.code] if response.code else 200
+    return HttpResponse(body, status, _headers(response), media_type=response.content_type)
+
+
+def _headers(response: Response) -> dict[str, str]:
+    return {
         f"Spillway-{name.title()}": value
         for name in ("route", "reason", "model")
         if (value := getattr(response, name)) and value.isascii()
     }
-    status = HTTP_STATUS[response.code] if response.code else 200
-    return HttpResponse(body, status, headers, media_type=response.content_type)
 
 
 def _refusal(error: RequestError, dialect: Dialect) -> HttpResponse:

@@ -59,17 +59,20 @@ class Ticket:
         self.task: asyncio.Task[None] | None = None
         self.keeping: asyncio.Task[None] | None = None
         """The writing of this request to the outbox, once it has begun."""
+        self.settled = False
+        """Whether the messages that brought it may be acknowledged."""
         self._settles = [settle]
 
     def settle(self) -> None:
         """Tell everyone who brought this request that it is in safe hands or answered; more than once is harmless."""
+        self.settled = True
         settles, self._settles = self._settles, []
         for settle in settles:
             settle()
 
     def join(self, settle: Callable[[], None]) -> None:
         """Let another copy of the same request share this one's answer."""
-        if self.stored:
+        if self.settled:
             settle()
         else:
             self._settles.append(settle)
@@ -110,10 +113,12 @@ class Recent:
 
 
 class Intake:
-    """Everything in flight: a bound, and one ticket for each key."""
+    """Everything in flight: bounds of number and bytes, and one ticket for each key."""
 
-    def __init__(self, max_requests: int, max_answers: int) -> None:
+    def __init__(self, max_requests: int, max_answers: int, max_bytes: int = 64 << 20) -> None:
         self.max_requests = max_requests
+        self.max_bytes = max_bytes
+        self._bytes = 0
         self.recent = Recent(max_answers)
         self.tickets: set[Ticket] = set()
         self._by_key: dict[bytes, Ticket] = {}
@@ -121,7 +126,7 @@ class Intake:
     @property
     def full(self) -> bool:
         """Whether the box holds as many requests as it may."""
-        return len(self.tickets) >= self.max_requests
+        return len(self.tickets) >= self.max_requests or self._bytes >= self.max_bytes
 
     def in_flight(self, key: bytes | None) -> Ticket | None:
         """Return the ticket that this key's request has already."""
@@ -129,13 +134,17 @@ class Intake:
 
     def add(self, ticket: Ticket) -> None:
         """Take a ticket in."""
-        self.tickets.add(ticket)
+        if ticket not in self.tickets:
+            self.tickets.add(ticket)
+            self._bytes += len(ticket.request.body)
         if ticket.key is not None:
             self._by_key[ticket.key] = ticket
 
     def remove(self, ticket: Ticket, response: Response | None) -> None:
         """Let a ticket go; its final answer is kept for those who ask again."""
-        self.tickets.discard(ticket)
+        if ticket in self.tickets:
+            self.tickets.discard(ticket)
+            self._bytes -= len(ticket.request.body)
         if ticket.key is None:
             return
         if self._by_key.get(ticket.key) is ticket:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import collections
+import hashlib
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -21,6 +23,9 @@ from models.request import Dialect, Request, Response, Status
 
 log = logging.getLogger(__name__)
 
+BROUGHT_HEADROOM = 64
+COMPLAIN_EVERY_S = 10.0
+MAX_LOGGED = 200
 MAX_CORRELATION_BYTES = 256
 MAX_DEADLINE_MS = 7 * 86_400_000
 PROPERTIES = frozenset({"deadline-ms", "priority", "privacy", "stream", "provisional"})
@@ -80,7 +85,9 @@ class MqttDoor:
         self._config = config
         self._service = service
         self._clock = clock
-        self._unanswered: dict[int, tuple[Message, Ticket]] = {}
+        self._brought: collections.OrderedDict[int, tuple[bytes, Ticket | None]] = collections.OrderedDict()
+        """What each packet identifier brought last: a redelivery is known by it, also after its answer."""
+        self._complained_at = float("-inf")
         self._named: dict[tuple[str, str, bytes], Ticket] = {}
 
     def attach(self, link: Link) -> None:
@@ -96,20 +103,24 @@ class MqttDoor:
             return
         asked = self.topics.parse_infer(message.topic)
         if asked is not None:
-            if not self.draining:  # else it stays with the broker, for the next start
+            if not self.draining or not message.qos:  # else it stays with the broker, for the next start
                 self._infer(asked, message)
             return
         asked = self.topics.parse_cancel(message.topic)
         if asked is not None:
             self._cancel(asked, message)
         else:
-            log.info("a message on a topic that names no model was dropped")
+            log.info("dropped a message on %s: it names no model", message.topic[:MAX_LOGGED])
         self._acknowledge(message)
 
     def _infer(self, asked: Asked, message: Message) -> None:
-        known = self._unanswered.get(message.mid) if message.duplicate else None
-        if known is not None and (known[0].topic, known[0].payload) == (message.topic, message.payload):
-            known[1].join(lambda: self._acknowledge(message))
+        print_of = _fingerprint(message) if message.qos else b""
+        known = self._brought.get(message.mid) if message.duplicate else None
+        if known is not None and known[0] == print_of:
+            if known[1] is None:
+                self._acknowledge(message)
+            else:
+                known[1].join(lambda: self._acknowledge(message))
             return
         address = self._address(asked, message)
         body: Body | None = None
@@ -123,9 +134,9 @@ class MqttDoor:
         except RequestError as error:
             self._refuse(asked, message, address, body.dialect if body else Dialect.HUGGINGFACE, error)
             return
-        if message.qos:
-            self._unanswered[message.mid] = (message, ticket)
         self._service.accept(ticket)
+        if message.qos:
+            self._bring(message.mid, print_of, ticket)
         self._remember(asked, ticket)
 
     def _body(self, message: Message) -> Body:
@@ -194,7 +205,7 @@ class MqttDoor:
             received_at=now,
             deadline_at=now + deadline_ms / 1e3,
             send=self.sender(address, request),
-            settle=lambda: self._settled(message),
+            settle=lambda: self._acknowledge(message),
             address=address,
             key=request_key(address.topic, ident, asked.model, body.body),
         )
@@ -208,21 +219,21 @@ class MqttDoor:
             body = response.body
             if address.enveloped or (request.dialect is Dialect.HUGGINGFACE and response.status is not Status.ERROR):
                 body = with_facts(body, _facts(address, response))
-            done = self.link.publish(
-                address.topic, body, qos=min(1, address.qos), details=_details(address, request, response)
-            )
+            details = _details(address, request, response)
+            qos, more = min(1, address.qos), not response.final
+            done = self.link.publish(address.topic, body, qos=qos, details=details, expendable=more)
             if response.final:
-                try:
-                    await done
-                except ConnectionError as error:  # QoS 0 on a broken link, or a broker that will not take it
-                    log.warning("the answer of %s could not be delivered: %s", response.model, error)
+                await done
             else:
                 done.add_done_callback(_look)
 
         return send
 
     def _refuse(self, asked: Asked, message: Message, address: Address, dialect: Dialect, error: RequestError) -> None:
-        """Answer what cannot become a ticket."""
+        """Answer what cannot become a ticket; the owner is told of one in ten seconds, since anyone may send many."""
+        if self._clock() - self._complained_at >= COMPLAIN_EVERY_S:
+            self._complained_at = self._clock()
+            log.info("refused a request on %s: %s: %s", message.topic[:MAX_LOGGED], error.code, error.message)
         request = Request(model=asked.model, content_type="", body=b"", dialect=dialect, client=asked.client)
         body = render_error(dialect, error.code, error.message)
         response = Response(status=Status.ERROR, body=body, code=error.code, model=asked.model)
@@ -254,15 +265,28 @@ class MqttDoor:
         if ticket is not None:
             self._service.cancel(ticket)
 
-    def _settled(self, message: Message) -> None:
-        known = self._unanswered.get(message.mid)
-        if known is not None and known[0] is message:
-            del self._unanswered[message.mid]
-        self._acknowledge(message)
+    def _bring(self, mid: int, print_of: bytes, ticket: Ticket) -> None:
+        self._brought.pop(mid, None)
+        if ticket.task is None:
+            return  # it joined another, which its key finds again
+        self._brought[mid] = (print_of, ticket)
+
+        def answered(_: object) -> None:
+            if self._brought.get(mid) == (print_of, ticket):
+                self._brought[mid] = (print_of, None)  # its body need not stay
+
+        ticket.task.add_done_callback(answered)
+        while len(self._brought) > self._service.intake.max_requests + BROUGHT_HEADROOM:
+            self._brought.popitem(last=False)
 
     def _acknowledge(self, message: Message) -> None:
         if message.qos and self.link is not None:
             self.link.acknowledge(message)
+
+
+def _fingerprint(message: Message) -> bytes:
+    """Return what tells one message of a packet identifier from the next, without holding its body."""
+    return hashlib.sha256(message.topic.encode() + b"\x00" + message.payload).digest()
 
 
 def _look(done: asyncio.Future[None]) -> None:

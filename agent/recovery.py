@@ -19,10 +19,17 @@ log = logging.getLogger(__name__)
 ROOM_S = 0.05
 
 
-async def recover(outbox: Outbox, service: Service, door: MqttDoor, clock: Callable[[], float]) -> None:
-    """Take every stored request up again: send the answer it has, or have it answered within its deadline."""
+async def seed(outbox: Outbox, service: Service) -> None:
+    """Learn every answer from before the restart, before the first asker can ask again."""
     for key, answer in await outbox.answers():
         service.intake.recent.put(key, answer)
+    for head in await outbox.rows(bodies=False):
+        if head.key and head.answer is not None:
+            service.intake.recent.put(head.key, head.answer)
+
+
+async def recover(outbox: Outbox, service: Service, door: MqttDoor, clock: Callable[[], float]) -> None:
+    """Take every stored request up again: send the answer it has, or have it answered within its deadline."""
     heads = await outbox.rows(bodies=False)
     for head in heads:
         while service.intake.full:  # noqa: ASYNC110 - room comes with every answer; a look now and then is enough
@@ -32,6 +39,11 @@ async def recover(outbox: Outbox, service: Service, door: MqttDoor, clock: Calla
             continue
         ticket = _ticket(row, door, clock())
         ticket.stored = True
+        twin = service.intake.in_flight(ticket.key)
+        if twin is not None:  # its asker was quicker and has asked again: that one answers for this row too
+            twin.id, twin.stored = row.id, True
+            twin.settle()
+            continue
         ticket.handed_off, ticket.reason = row.place == "cloud", row.reason
         if row.answer is not None:
             service.repeat(ticket, row.answer)

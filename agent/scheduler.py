@@ -17,6 +17,9 @@ from models.channel import Piece
 from models.errors import RequestError
 from models.request import Request
 
+HUNG_AFTER_S = 5.0
+"""How long a worker may go on with a request that is over, beside ten times what it was predicted to take."""
+
 
 class Entry:
     """One request in a queue or in service; its pieces arrive in `pieces`."""
@@ -37,8 +40,9 @@ class Entry:
 class ModelQueue:
     """The requests of one model on their way to its worker. `clock` gives seconds."""
 
-    def __init__(self, name: str, clock: Callable[[], float]) -> None:
+    def __init__(self, name: str, clock: Callable[[], float], *, hang_grace_s: float = HUNG_AFTER_S) -> None:
         self.name = name
+        self._hang_grace_s = hang_grace_s
         self.law = ServiceLaw()
         self._clock = clock
         self._heap: list[tuple[int, float, int, Entry]] = []
@@ -87,6 +91,12 @@ class ModelQueue:
         self._worker = worker
         self.parallel = parallel
         self._pump()
+
+    def fail_waiting(self, why: str) -> None:
+        """Let go of everything that waits: no worker will come for it, and the cloud may still be in time."""
+        heap, self._heap, self._queued_ms = self._heap, [], 0.0
+        for *_, entry in heap:
+            entry.pieces.put_nowait(Piece(ticket=0, code=ENDED, message=why))
 
     async def drain(self, worker: Worker) -> None:
         """Wait until a replaced worker has answered everything that it was given."""
@@ -171,3 +181,11 @@ class ModelQueue:
                 entry.worker.cancel(entry.ticket)
             except WorkerEndedError:
                 self._serving.discard(entry)
+                return
+            patience_s = self._hang_grace_s + entry.predicted_ms / 100
+            asyncio.get_running_loop().call_later(patience_s, self._give_up_if_hung, entry, entry.worker)
+
+    def _give_up_if_hung(self, entry: Entry, worker: Worker) -> None:
+        """End a worker that long after nobody waited for it still holds a request: it serves nobody any more."""
+        if entry in self._serving:
+            worker.give_up("it did not come back from a request that was over")

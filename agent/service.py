@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
 from agent.config import Config, ModelPolicy
@@ -52,7 +52,7 @@ class Service:
         telemetry: Telemetry,
         clock: Callable[[], float],
     ) -> None:
-        self.intake = Intake(config.limits.max_requests, config.limits.answers)
+        self.intake = Intake(config.limits.max_requests, config.limits.answers, config.limits.max_request_bytes)
         self.queues: dict[str, ModelQueue] = {}
         self.telemetry = telemetry
         self._draining = False
@@ -326,21 +326,30 @@ class Service:
             await ticket.keeping
         try:
             if ticket.stored:
-                await self._note(ticket, self._outbox.settle(ticket.id, response))
+                response = await self._fixed(ticket, response)
             await ticket.send(response)
             if ticket.stored:
-                await self._note(ticket, self._outbox.finish(ticket.id))
+                await self._outbox.finish(ticket.id)
+        except StoreError as error:
+            log.warning("the row of %s could not be deleted: %s", ticket.id, error)
+        except ConnectionError as error:  # where it is stored, the next start sends it again
+            log.warning("the answer to %s was not delivered: %s", ticket.id, error)
         except Exception:  # a reply that trips over a mistake of ours must not hold up the acknowledgements behind it
             log.exception("the answer to %s could not be sent", ticket.id)
         ticket.settle()
         model = ticket.request.model
         self.telemetry.answered(response, model if model in self.queues or model in self._config.models else "")
 
-    async def _note(self, ticket: Ticket, writing: Awaitable[bool]) -> None:
+    async def _fixed(self, ticket: Ticket, response: Response) -> Response:
+        """Store the final reply and return it, or the one that was stored before: there is never a second one."""
         try:
-            await writing
+            if await self._outbox.settle(ticket.id, response):
+                return response
+            row = await self._outbox.row(ticket.id)
         except StoreError as error:
             log.warning("the answer to %s is not stored: %s", ticket.id, error)
+            return response
+        return row.answer if row is not None and row.answer is not None else response
 
     async def _repeat(self, ticket: Ticket, response: Response) -> None:
         """Deliver an answer that needs no work: one given before, or a refusal at the door."""

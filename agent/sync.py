@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from cloud_sync.errors import FetchError
+from cloud_sync.errors import RETRYABLE_FETCH, CloudError, FetchError
 from cloud_sync.sync_settings import SyncError, SyncOutcome, SyncProgress, SyncSettings, sync_event
 
 log = logging.getLogger(__name__)
@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 MAX_LINE_BYTES = 4 << 20
 FIRST_RETRY_S = 5.0
 MAX_RETRY_S = 3600.0
+MAX_PASS_S = 6 * 3600.0
+WORTH_A_RETRY = RETRYABLE_FETCH | {"no_space", "corrupt"}
 
 
 async def run_sync(settings: SyncSettings) -> SyncOutcome:
@@ -70,7 +72,7 @@ class Looker:
         look_every_s: float,
         hint_spread_s: float,
         on_outcome: Callable[[SyncOutcome], Awaitable[None]],
-        on_problem: Callable[[FetchError], None],
+        on_problem: Callable[[CloudError], None],
     ) -> None:
         self._settings = settings
         self._look_every_s = look_every_s
@@ -88,18 +90,28 @@ class Looker:
         failures = 0
         while True:
             self._hinted.clear()
-            try:
-                outcome = await run_sync(await self._settings())
-                await self._on_outcome(outcome)
-                failures = 0
-                pause_s = self._look_every_s
-            except (FetchError, msgspec.DecodeError) as error:
-                failures += 1
-                problem = error if isinstance(error, FetchError) else FetchError("internal", f"not understood: {error}")
+            problem = await self._look()
+            failures = failures + 1 if problem is not None else 0
+            if problem is not None:
                 self._on_problem(problem)
-                ceiling_s = min(MAX_RETRY_S, self._look_every_s, FIRST_RETRY_S * 2.0**failures)
-                pause_s = random.uniform(FIRST_RETRY_S, max(FIRST_RETRY_S, ceiling_s))  # noqa: S311 - jitter
-            await self._pause(pause_s)
+            await self._pause(self._look_every_s if problem is None else self._retry_s(failures))
+
+    async def _look(self) -> CloudError | None:
+        """Make one pass and take its outcome; return what is worth another try soon, if anything is."""
+        try:
+            async with asyncio.timeout(MAX_PASS_S):
+                outcome = await run_sync(await self._settings())
+            await self._on_outcome(outcome)
+        except CloudError as error:
+            return error
+        except (OSError, ValueError, msgspec.MsgspecError) as error:  # no process, no time, or words that are none
+            return FetchError("internal", f"the sync pass failed: {str(error) or type(error).__name__}")
+        open_still = [target.error for target in outcome.models if target.error and target.error.code in WORTH_A_RETRY]
+        return FetchError(open_still[0].code, open_still[0].message) if open_still else None
+
+    def _retry_s(self, failures: int) -> float:
+        ceiling_s = min(MAX_RETRY_S, self._look_every_s, FIRST_RETRY_S * 2.0 ** min(failures, 20))
+        return random.uniform(FIRST_RETRY_S, max(FIRST_RETRY_S, ceiling_s))  # noqa: S311 - jitter
 
     async def _pause(self, pause_s: float) -> None:
         try:

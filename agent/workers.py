@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 OnPiece = Callable[[channel.Piece], None]
 LOAD_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 5.0
+MAX_TOLD = 16
+MAX_TOLD_LETTERS = 120
 
 
 class Version(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +97,7 @@ class Worker:
         self._tickets = 0
         self._transport: asyncio.Transport | None = None
         self._process: asyncio.subprocess.Process | None = None
+        self._memory: BinaryIO | None = None
 
     @property
     def in_flight(self) -> int:
@@ -104,6 +108,23 @@ class Worker:
     def capacity(self) -> int:
         """How many asks it takes at once; 0 until it is ready."""
         return self.ready.result().capacity if self.serving else 0
+
+    @property
+    def unprotected(self) -> list[str]:
+        """What its kernel lacks to confine it, in a few words each; empty until it is ready."""
+        told = self.ready.result().unprotected if self.serving else []
+        return [words[:MAX_TOLD_LETTERS] for words in told[:MAX_TOLD]]
+
+    def memory_mb(self) -> float:
+        """Return the process's proportional set size in MiB, 0 where it is gone; reads a file, so not in the loop."""
+        try:
+            if self._memory is None:
+                return 0.0
+            self._memory.seek(0)
+            lines = self._memory.read().decode().splitlines()
+        except (OSError, ValueError):
+            return 0.0
+        return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
 
     @property
     def serving(self) -> bool:
@@ -128,6 +149,7 @@ class Worker:
         finally:
             theirs.close()
         self.pid = self._process.pid
+        self._memory = _memory_of(self.pid)
         loop = asyncio.get_running_loop()
         ours.setblocking(False)  # noqa: FBT003 - as the socket has it
         transport, _ = await loop.create_connection(lambda: _Channel(self._receive, self._end), sock=ours)
@@ -191,11 +213,19 @@ class Worker:
 
     async def kill(self) -> None:
         """End the process at once."""
+        self._kill_process()
+        if self._process is not None:
+            await self._process.wait()
+        self._end("killed")
+
+    def give_up(self, why: str) -> None:
+        """End a worker that does not do what a worker must; those who wait for it learn so."""
+        self._end(why)
+
+    def _kill_process(self) -> None:
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(signal.SIGKILL)
-            await self._process.wait()
-        self._end("killed")
 
     def _send(self, message: channel.ToWorker) -> None:
         if self._transport is None or self._transport.is_closing() or self.ended.done():
@@ -215,9 +245,14 @@ class Worker:
             case channel.Ready():
                 if not self.ready.done():
                     self.ready.set_result(message)
+                    self._warn()
             case channel.Broken():
                 if not self.ready.done():
                     self.ready.set_exception(ModelError(message.message))
+
+    def _warn(self) -> None:
+        if self.unprotected:
+            log.warning("the worker of %s is not confined in full: %s", self.version.label, "; ".join(self.unprotected))
 
     def _end(self, why: str) -> None:
         """Let everything that waits for the worker learn, once, that it is gone."""
@@ -226,7 +261,10 @@ class Worker:
         self.ended.set_result(why)
         if self._transport is not None:
             self._transport.abort()
+        if self._memory is not None:
+            self._memory.close()
         if not self.stopping:
+            self._kill_process()  # it may live on, hung or hostile
             log.warning("worker of %s ended: %s", self.version.label, why)
         if not self.ready.done():
             self.ready.set_exception(ModelError(f"the worker of {self.version.label} ended while loading: {why}"))
@@ -237,6 +275,14 @@ class Worker:
         asks, self._asks = self._asks, {}
         for on_piece in asks.values():
             on_piece(channel.Piece(ticket=0, code=ENDED, message=why))
+
+
+def _memory_of(pid: int) -> BinaryIO | None:
+    """Open a process's memory figures while it still lets us: a confined worker shows them to nobody new."""
+    try:
+        return Path(f"/proc/{pid}/smaps_rollup").open("rb", buffering=0)
+    except OSError:
+        return None
 
 
 ENDED = "worker_ended"

@@ -36,6 +36,10 @@ from models.request import Request
 log = logging.getLogger(__name__)
 
 LAST_RESEND_S: Final = 60.0
+LINK_BACK_S: Final = 1.0
+"""How soon what an outage may have swallowed is looked at again; up to twice this, so that boxes come apart."""
+MAX_CLOSED: Final = 64
+"""Closed exchanges that may stand in a queue beside as many as are open."""
 MAX_UNACKNOWLEDGED: Final = 64
 COMPRESS_IN_THREAD: Final = 64 << 10
 SEALED_EXTRA_BYTES: Final = 48 + SECRET_BYTES + 2 + 2 + 1 + 256
@@ -95,6 +99,8 @@ class Handoffs:
 
     @connected.setter
     def connected(self, up: bool) -> None:
+        if up and not self._connected:
+            self._hasten()
         self._connected = up
         self._wake.set()
 
@@ -169,6 +175,13 @@ class Handoffs:
     def _close(self, exchange: Exchange) -> None:
         exchange.close()
         del self._exchanges[exchange.id]
+        most = 2 * len(self._exchanges) + MAX_CLOSED
+        if len(self._ready) > most:
+            self._ready = [entry for entry in self._ready if not entry[3].closed]
+            heapq.heapify(self._ready)
+        if len(self._later) > most:
+            self._later = [entry for entry in self._later if not entry[2].closed]
+            heapq.heapify(self._later)
 
     def _authentic(self, exchange: Exchange, message: ReplyMessage) -> Content | None:
         for secret in reversed(exchange.secrets):
@@ -214,6 +227,15 @@ class Handoffs:
 
     def _look_again(self, exchange: Exchange, at: float) -> None:
         heapq.heappush(self._later, (at, next(self._numbers), exchange))
+
+    def _hasten(self) -> None:
+        """Look soon at what the broker took before an outage; what the link still holds is sent by the link."""
+        now = self._clock()
+        for place, (at, number, exchange) in enumerate(self._later):
+            if exchange.acknowledged:
+                spread = int.from_bytes(self._random(2), "big") / 0x10000
+                self._later[place] = (min(at, now + LINK_BACK_S * (1 + spread)), number, exchange)
+        heapq.heapify(self._later)
 
     def _send(self, exchange: Exchange) -> None:
         now = self._clock()

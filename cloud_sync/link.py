@@ -5,15 +5,20 @@ in the order of arrival (MQTT 5 section 4.6); a QoS 1 publish is done when its P
 reconnection.
 """
 
+# Long because paho is known to this file alone: what it asks of its user cannot be put into two.
+
 from __future__ import annotations
 
 import asyncio
 import collections
 import contextlib
+import itertools
 import logging
+import os
 import random
 import socket
 import ssl
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +31,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from cloud_sync.messages import Details, LinkSettings, Message, Will
+from cloud_sync.messages import MAX_TEXT_BYTES, Details, LinkSettings, Message, Will, is_text
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +40,8 @@ MAX_WINDOW = 1000
 MAX_HELD = 10_000
 TAKEN_OVER = 0x8E
 FIRST_FAILURE = 0x80
+KEPT_BY_PAHO = (MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_NO_CONN, MQTTErrorCode.MQTT_ERR_CONN_LOST)
+"""What `publish` says of a QoS 1 message that leaves now or with the next connection."""
 
 
 _Held = tuple[str, bytes, int, bool, "Details | None", "asyncio.Future[None]"]
@@ -67,34 +74,57 @@ class Link:
         self._published: dict[int, asyncio.Future[None]] = {}
         self._unacknowledged: collections.deque[Message] = collections.deque()
         self._held: collections.deque[_Held] = collections.deque()
-        self._window = MAX_WINDOW
+        self._window = 0  # the server's word is not known before the first CONNACK
+        self._closing = asyncio.Event()
+        self._forgotten: set[str] = set()
         self._connection = 0
         self._lost = asyncio.Event()
         self._up = asyncio.Event()
         self._refusal: ReasonCode | None = None
         self._writing: int | None = None
         self._reading: int | None = None
+        self._in_read = False
         self._client = self._new_client(will)
 
     def subscribe(self, topic: str, qos: int = 1) -> None:
         """Take messages of this filter, now and after every reconnection."""
         self._filters[topic] = qos
+        self._forgotten.discard(topic)
         if self.connected:
             self._subscribe_all({topic: qos})
+            self._flush()
+
+    def unsubscribe(self, topic: str) -> None:
+        """Take no more messages of this filter; a session that the broker keeps is told on each connection."""
+        self._filters.pop(topic, None)
+        self._forgotten.add(topic)
+        if self.connected:
+            self._client.unsubscribe(topic)
+            self._flush()
 
     def publish(
-        self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False, details: Details | None = None
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 0,
+        retain: bool = False,
+        details: Details | None = None,
+        expendable: bool = False,
     ) -> asyncio.Future[None]:
         """Send a message; the future is done at its PUBACK (QoS 1) or once it is written (QoS 0).
 
-        A QoS 0 message while the link is down, or one that paho refuses, ends in ConnectionError.
+        It ends in ConnectionError for a QoS 0 message while the link is down, for what no broker takes, and where too
+        many messages wait: for an `expendable` one at half the bound.
         """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if not qos:
+        if not _is_sendable(topic, details):
+            done.set_exception(ConnectionError("no broker takes such a topic or such properties"))
+        elif not qos:
             self._publish(topic, payload, 0, retain, details, done)
-        elif len(self._published) < self._window:
+        elif not self._held and len(self._published) < self._window:
             self._publish(topic, payload, qos, retain, details, done)
-        elif len(self._held) < MAX_HELD:
+        elif len(self._held) < (MAX_HELD // 2 if expendable else MAX_HELD):
             self._held.append((topic, payload, qos, retain, details, done))
         else:
             done.set_exception(ConnectionError(f"{len(self._held)} messages wait for the broker already"))
@@ -114,14 +144,14 @@ class Link:
         try:
             info = self._client.publish(topic, payload, qos, retain, _packed(details) if details is not None else None)
         except (ValueError, MQTTException) as error:
-            done.set_exception(ConnectionError(f"cannot publish on {topic!r}: {error}"))
+            done.set_exception(ConnectionError(f"cannot publish: {type(error).__name__}"))
             return
-        if qos and info.rc in (MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_NO_CONN):
+        if qos and info.rc in KEPT_BY_PAHO:
             self._published[info.mid] = done
         elif info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS:
             done.set_result(None)
         else:
-            done.set_exception(ConnectionError(f"cannot publish on {topic!r}: {paho.error_string(info.rc)}"))
+            done.set_exception(ConnectionError(f"cannot publish: {paho.error_string(info.rc)}"))
 
     def acknowledge(self, message: Message) -> None:
         """Settle a QoS 1 message; the PUBACKs leave in the order of arrival."""
@@ -133,37 +163,59 @@ class Link:
         self._flush()
 
     async def run(self) -> None:
-        """Keep the connection: connect, serve, and on any end connect again with full jitter."""
+        """Keep the connection: connect, serve, and on any end but `close` connect again with full jitter."""
         failures = 0
-        while True:
+        while not self._closing.is_set():
             try:
                 await self._connect()
                 failures = 0
                 await self._serve()
             except (OSError, TimeoutError, ValueError) as error:
                 failures += 1
-                log.warning("link to %s:%s: %s", self.settings.host, self.settings.port, error)
+                if not self._closing.is_set():
+                    log.warning("link to %s:%s: %s", self.settings.host, self.settings.port, error)
             finally:
                 self._let_go()
             if self._refusal is not None and self._refusal.value == TAKEN_OVER:
                 failures = max(failures, 5)  # someone uses our client id: do not fight in a loop
-            ceiling = min(self.settings.max_backoff_s, 2.0**failures)
-            await asyncio.sleep(1.0 + random.uniform(0, ceiling))  # noqa: S311 - jitter, not a secret
+            ceiling = _ceiling_s(failures, self.settings.max_backoff_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0 + random.uniform(0, ceiling)):  # noqa: S311 - jitter, not a secret
+                    await self._closing.wait()
 
     async def wait_up(self) -> None:
         """Wait until the link is connected and its subscriptions are asked for."""
         await self._up.wait()
 
     async def close(self, timeout_s: float = 2.0) -> None:
-        """Say goodbye; what was published but not acknowledged stays with the broker's session."""
+        """Say goodbye, and let `run` end: call it before `run` is cancelled, or the broker publishes the will.
+
+        What was published but not acknowledged stays with the broker's session.
+        """
+        self._closing.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while self.connected and self._client.want_write():  # noqa: ASYNC110 - paho tells nobody when
                     await asyncio.sleep(0.01)
-        if self.connected:
-            self._client.disconnect()
-            self._flush()
+                if self.connected and self._reading is not None:
+                    await self._say_goodbye(self._reading)
+        self._lost.set()
         self._let_go()
+
+    async def _say_goodbye(self, fileno: int) -> None:
+        """Send DISCONNECT and read to the end: closing a socket with bytes unread would take back what was sent."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(fileno)
+        self._reading = None
+        with socket.socket(fileno=os.dup(fileno)) as kept, contextlib.suppress(OSError):
+            kept.setblocking(False)  # noqa: FBT003 - as the socket has it
+            self._client.disconnect()
+            while self._client.want_write() and self._client.socket() is not None:
+                await asyncio.sleep(0.01)
+                self._client.loop_write()
+            kept.shutdown(socket.SHUT_WR)
+            while await loop.sock_recv(kept, 1 << 16):
+                pass
 
     # The rest is the connection itself.
 
@@ -179,7 +231,7 @@ class Link:
         if settings.username:
             password = Path(settings.password_file).read_text("utf-8").strip() if settings.password_file else None
             client.username_pw_set(settings.username, password)
-        if settings.ca:
+        if settings.ca or settings.certificate:
             client.tls_set_context(_tls_context(settings))
         if will is not None:
             client.will_set(will.topic, will.payload, will.qos, will.retain)
@@ -194,22 +246,12 @@ class Link:
         return client
 
     async def _connect(self) -> None:
-        """Open the socket in a thread (names, TCP and TLS block) and wait for the CONNACK."""
-        settings = self.settings
+        """Open the socket and wait for the CONNACK."""
         self._lost.clear()
         self._refusal = None
-        properties = Properties(PacketTypes.CONNECT)
-        properties.SessionExpiryInterval = settings.session_expiry_s
-        properties.ReceiveMaximum = settings.receive_maximum
-        properties.MaximumPacketSize = settings.max_packet_bytes
-        await asyncio.to_thread(
-            self._client.connect,
-            settings.host,
-            settings.port,
-            max(1, settings.keepalive_s * 3 // 4),  # paho gives up after twice this: 1.5 of what was asked
-            clean_start=settings.clean_start,
-            properties=properties,
-        )
+        await self._open()
+        if self._closing.is_set():
+            raise ConnectionError("closed")
         self._connection += 1
         self._unacknowledged.clear()
         self._watch()
@@ -220,6 +262,54 @@ class Link:
             up.cancel()
             lost.cancel()
         self._require_up()
+
+    async def _open(self) -> None:
+        """Open the socket in a thread, since names, TCP and TLS block; nobody waits for that thread at a stop."""
+        loop = asyncio.get_running_loop()
+        opened: asyncio.Future[None] = loop.create_future()
+
+        def settle(failure: Exception | None) -> None:
+            thread.join()  # it has nothing left to do
+            if opened.done():
+                self._close_socket()
+            elif failure is not None:
+                opened.set_exception(failure)
+            else:
+                opened.set_result(None)
+
+        def work() -> None:
+            failure: Exception | None = None
+            try:
+                self._open_socket()
+            except Exception as error:  # noqa: BLE001 - it is raised where the connection is waited for
+                failure = error
+            try:
+                loop.call_soon_threadsafe(settle, failure)
+            except RuntimeError:  # the loop is closed
+                self._close_socket()
+
+        thread = threading.Thread(target=work, name="link", daemon=True)
+        thread.start()
+        await opened
+
+    def _open_socket(self) -> None:
+        settings = self.settings
+        properties = Properties(PacketTypes.CONNECT)
+        properties.SessionExpiryInterval = settings.session_expiry_s
+        properties.ReceiveMaximum = settings.receive_maximum
+        properties.MaximumPacketSize = settings.max_packet_bytes
+        self._client.connect(
+            settings.host,
+            settings.port,
+            max(1, settings.keepalive_s * 3 // 4),  # paho gives up after twice this: 1.5 of what was asked
+            clean_start=settings.clean_start,
+            properties=properties,
+        )
+
+    def _close_socket(self) -> None:
+        sock = self._client.socket()
+        if sock is not None:
+            sock.close()
 
     def _require_up(self) -> None:
         if not self.connected:
@@ -248,6 +338,7 @@ class Link:
         self._flush()
 
     def _read(self) -> None:
+        self._in_read = True
         try:
             self._client.loop_read()
             sock = self._client.socket()
@@ -259,11 +350,13 @@ class Link:
             log.warning("malformed packet from %s:%s: %s", self.settings.host, self.settings.port, error)
             self._lost.set()
             return
+        finally:
+            self._in_read = False
         self._flush()
 
     def _flush(self) -> None:
         """Write what paho holds now, and watch for room in the socket only while something is left."""
-        if self._reading is None:
+        if self._reading is None or self._in_read:  # paho calls back under a lock that writing takes too
             return
         if self._client.want_write():
             self._client.loop_write()
@@ -283,9 +376,7 @@ class Link:
         if self._writing is not None:
             loop.remove_writer(self._writing)
         self._reading = self._writing = None
-        sock = self._client.socket()
-        if sock is not None:
-            sock.close()
+        self._close_socket()
         was_up, self.connected = self.connected, False
         self._up.clear()
         if was_up:
@@ -303,14 +394,20 @@ class Link:
             self._refusal = reason
             self._lost.set()
             return
-        self._window = min(getattr(properties, "ReceiveMaximum", MAX_WINDOW), MAX_WINDOW)
+        window = min(getattr(properties, "ReceiveMaximum", MAX_WINDOW), MAX_WINDOW)
+        self._window = min(
+            self._window or window, window
+        )  # the lowest ever: paho sends all that it holds again at once
         self.connected = True
         self.alive_at = asyncio.get_running_loop().time()
         if self._filters:
             self._subscribe_all(self._filters)
+        for topic in self._forgotten:
+            self._client.unsubscribe(topic)
         log.info("link to %s:%s is up", self.settings.host, self.settings.port)
         self._up.set()
         self._on_up()
+        self._send_held()
 
     def _on_disconnect(self, _c: Any, _u: Any, _flags: Any, reason: ReasonCode, _p: Any) -> None:
         self._refusal = reason
@@ -324,14 +421,17 @@ class Link:
 
     def _on_publish(self, _c: Any, _u: Any, mid: int, reason: ReasonCode, _p: Any) -> None:
         done = self._published.pop(mid, None)
-        while self._held and len(self._published) < self._window:
-            self._publish(*self._held.popleft())
+        self._send_held()
         if done is None or done.done():
             return
         if reason.is_failure:
             done.set_exception(ConnectionError(f"the broker refused a message: {reason}"))
         else:
             done.set_result(None)
+
+    def _send_held(self) -> None:
+        while self._held and len(self._published) < self._window:
+            self._publish(*self._held.popleft())
 
     def _on_message(self, client: paho.Client, _userdata: Any, raw: paho.MQTTMessage) -> None:
         try:
@@ -343,7 +443,13 @@ class Link:
             return
         if message.qos:
             self._unacknowledged.append(message)
-        self._deliver(message)
+        try:
+            self._deliver(message)
+        except Exception:  # a message that trips over a mistake of ours must not take the link and all others with it
+            log.exception("a message on %s could not be taken", message.topic)
+            self.dropped += 1
+            if message.qos:
+                self.acknowledge(message)
 
     def _message(self, raw: paho.MQTTMessage) -> Message:
         return Message(
@@ -358,12 +464,32 @@ class Link:
         )
 
 
+def _ceiling_s(failures: int, max_backoff_s: float) -> float:
+    """Return the longest that a link waits, beside its one second, after so many failures in a row."""
+    return min(max_backoff_s, 2.0 ** min(failures, 16))
+
+
 def _tls_context(settings: LinkSettings) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=settings.ca)
+    context = ssl.create_default_context(cafile=settings.ca or None)  # None: the CAs of the system
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if settings.certificate:
         context.load_cert_chain(settings.certificate, settings.key)
     return context
+
+
+def _is_sendable(topic: str, details: Details | None) -> bool:
+    """Whether a broker takes a message; over one that it does not it closes the connection, each time it comes."""
+    if details is None:
+        return _is_topic(topic)
+    topics = (topic,) if details.response_topic is None else (topic, details.response_topic)
+    texts = [details.content_type or "", *itertools.chain.from_iterable(details.user)]
+    return (
+        all(map(_is_topic, topics)) and all(map(is_text, texts)) and len(details.correlation or b"") <= MAX_TEXT_BYTES
+    )
+
+
+def _is_topic(text: str) -> bool:
+    return text != "" and "+" not in text and "#" not in text and is_text(text)
 
 
 def _packed(details: Details) -> Properties:

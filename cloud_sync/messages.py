@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
+
+MAX_TEXT_BYTES: Final = 65_535
+_NEVER = re.compile(
+    "[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef"
+    + "".join(f"{chr(plane << 16 | 0xFFFE)}{chr(plane << 16 | 0xFFFF)}" for plane in range(17))
+    + "]"
+)
+
+
+def is_text(text: str) -> bool:
+    """Whether brokers take `text` as a topic or a property (MQTT 5 section 1.5.4): some close the connection over it.
+
+    No control character, no surrogate, none of Unicode's noncharacters; 65,535 bytes at most.
+    """
+    return _NEVER.search(text) is None and len(text.encode()) <= MAX_TEXT_BYTES
 
 
 class LinkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -61,6 +61,7 @@ _WITHOUT_BODIES = "SELECT number, head, x'00000000', answer FROM outbox ORDER BY
 _encode = msgspec.msgpack.Encoder().encode
 _row = msgspec.msgpack.Decoder(Row)
 _answer = msgspec.msgpack.Decoder(Answer)
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError)
 
 
 class Outbox:
@@ -154,7 +155,8 @@ class Outbox:
     async def rows(self, *, bodies: bool = True) -> list[Row]:
         """Return every row in the order of arrival; without bodies where only the heads are needed.
 
-        A row whose head the disk lost cannot be answered: it is deleted and logged.
+        A row whose head the disk lost cannot be answered: it is deleted and logged. One whose answer it lost is a
+        damaged row, without answer.
         """
         query = _WITH_BODIES if bodies else _WITHOUT_BODIES
 
@@ -164,6 +166,8 @@ class Outbox:
             if lost:
                 log.error("%d requests in the outbox are damaged beyond reading; deleted", len(lost))
                 connection.executemany("DELETE FROM outbox WHERE number = ?", lost)
+            damaged = [(number,) for number, row in found.items() if row is not None and row.damaged]
+            connection.executemany("UPDATE outbox SET answer = NULL, body = x'' WHERE number = ?", damaged)
             return [row for row in found.values() if row is not None]
 
         return await self._database.run(read)
@@ -192,22 +196,30 @@ class Outbox:
         await self._database.run(lambda connection: self._remember(connection, key, body))
 
     async def answer(self, key: bytes) -> Answer | None:
-        """Return the answer that was given last for this key."""
+        """Return the answer that was given last for this key; one that the disk damaged is deleted."""
 
         def read(connection: sqlite3.Connection) -> Answer | None:
-            found = connection.execute("SELECT body FROM answer WHERE key = ?", (key,)).fetchone()
-            return None if found is None else _answer.decode(found[0])
+            found = connection.execute("SELECT number, body FROM answer WHERE key = ?", (key,)).fetchone()
+            return None if found is None else self._readable(connection, *found)
 
         return await self._database.run(read)
 
     async def answers(self) -> list[tuple[bytes, Answer]]:
-        """Return the answers that are still kept and their keys, the oldest first."""
+        """Return the answers that are still kept and their keys, the oldest first; damaged ones are deleted."""
 
         def read(connection: sqlite3.Connection) -> list[tuple[bytes, Answer]]:
-            query = "SELECT key, body FROM answer ORDER BY number"
-            return [(key, _answer.decode(body)) for key, body in connection.execute(query)]
+            kept = connection.execute("SELECT key, number, body FROM answer ORDER BY number").fetchall()
+            read_back = [(key, self._readable(connection, number, body)) for key, number, body in kept]
+            return [(key, answer) for key, answer in read_back if answer is not None]
 
         return await self._database.run(read)
+
+    def _readable(self, connection: sqlite3.Connection, number: int, body: bytes) -> Answer | None:
+        answer = _decoded(body)
+        if answer is None:
+            log.error("an answer that was kept is damaged beyond reading; deleted")
+            connection.execute("DELETE FROM answer WHERE number = ?", (number,))
+        return answer
 
     def _remember(self, connection: sqlite3.Connection, key: bytes, body: bytes) -> None:
         if len(body) > self._max_answer_bytes:
@@ -231,12 +243,23 @@ def _unchecked(data: bytes) -> bytes | None:
     return data[4:] if zlib.crc32(data[4:]).to_bytes(4, "big") == data[:4] else None
 
 
+def _decoded(body: bytes) -> Answer | None:
+    try:
+        return _answer.decode(body)
+    except _UNREADABLE:
+        return None
+
+
 def _whole(head: bytes, body: bytes, answer: bytes | None) -> Row | None:
-    """Put a row together; None where its head is damaged."""
+    """Put a row together; None where its head cannot be read. A row is damaged without readable body or answer."""
     intact = _unchecked(head)
     if intact is None:
         return None
+    try:
+        row = _row.decode(intact)
+    except _UNREADABLE:
+        return None
     content = _unchecked(body)
-    given = None if answer is None else _answer.decode(answer)
-    row = _row.decode(intact)
-    return msgspec.structs.replace(row, body=content or b"", answer=given, damaged=content is None and given is None)
+    given = None if answer is None else _decoded(answer)
+    lost = content is None or answer is not None  # the body left when the answer came
+    return msgspec.structs.replace(row, body=content or b"", answer=given, damaged=lost and given is None)

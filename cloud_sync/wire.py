@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from cloud_sync.errors import HandoffError
+from cloud_sync.messages import is_text
 from models.manifest import is_name
 
 MAX_TOPIC_BYTES: Final = 1024
@@ -44,13 +45,10 @@ def is_prefix(text: str) -> bool:
 
 
 def is_publishable(topic: str) -> bool:
-    """Whether a message may be published on a topic that an asker names: no wildcard, `$` or control character."""
-    if not topic or topic[0] == "$" or any(c in "+#" or ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 for c in topic):
+    """Whether a message may be published on a topic that an asker names: no wildcard, no `$`, only a broker's text."""
+    if not topic or topic[0] == "$" or "+" in topic or "#" in topic:
         return False
-    try:
-        return len(topic.encode()) <= MAX_TOPIC_BYTES
-    except UnicodeEncodeError:
-        return False
+    return is_text(topic) and len(topic.encode()) <= MAX_TOPIC_BYTES
 
 
 class Asked(msgspec.Struct, frozen=True):

@@ -58,9 +58,11 @@ class Artifact:
         """Return a file's bytes."""
         descriptor = self._open(path)
         with os.fdopen(descriptor, "rb") as file:
-            if os.fstat(descriptor).st_size > max_bytes:
+            size = os.fstat(descriptor).st_size
+            if size > max_bytes:
                 raise ModelError(f"{path!r} is over its limit of {max_bytes} bytes")
-            return file.read(max_bytes)
+            # Asked for more, Python would lay out as much memory first.
+            return file.read(size)
 
     def map(self, path: str) -> bytes | mmap.mmap:
         """Return a file's bytes as a read-only map, so that the kernel may share and drop them."""

@@ -55,6 +55,7 @@ class Ready(msgspec.Struct, tag="ready", frozen=True, kw_only=True):
     `longest_token_bytes` is the most UTF-8 bytes that one token covers (0: no tokenizer), so that the
     agent can tell from a length alone that a text cannot fit; `extra_tokens` is the most tokens that
     templating adds to a text. `default_max_tokens` is what an ask that names none may generate.
+    `unprotected` names what the kernel lacks to confine the worker.
     """
 
     load_ms: float
@@ -63,6 +64,7 @@ class Ready(msgspec.Struct, tag="ready", frozen=True, kw_only=True):
     longest_token_bytes: int = 0
     extra_tokens: int = 0
     default_max_tokens: int = 0
+    unprotected: list[str] = []
 
 
 class Broken(msgspec.Struct, tag="broken", frozen=True):

@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import msgspec
 
@@ -38,8 +38,10 @@ from models.channel import (
 )
 from models.errors import ModelError, failure_of
 from models.manifest import parse_manifest
-from models.record import warm
-from models.session import Session, open_session
+from models.sandbox import confine
+
+if TYPE_CHECKING:
+    from models.session import Session
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -200,7 +202,7 @@ def _load(channel: Channel) -> Session | None:
         return None
     started = time.perf_counter()
     try:
-        session = _open(message)
+        session, unprotected = _open(message)
     except ModelError as error:
         channel.send(Broken(str(error)))
         return None
@@ -214,27 +216,37 @@ def _load(channel: Channel) -> Session | None:
         longest_token_bytes=session.longest_token_bytes,
         extra_tokens=session.extra_tokens,
         default_max_tokens=session.default_max_tokens,
+        unprotected=unprotected,
     )
     channel.send(ready)
     return session
 
 
-def _open(message: Open) -> Session:
+def _open(message: Open) -> tuple[Session, list[str]]:
+    """Confine the process, then open what the message names; return what it could not be kept from, too."""
     manifest = parse_manifest(message.manifest)
     chosen = [variant for variant in manifest.variants if variant.name == message.variant]
     if not chosen:
         raise ModelError(f"the manifest has no variant {message.variant!r}")
     folder = Path(message.folder)
+    unprotected = confine(folder, memory_mb=manifest.budget.memory_mb)
+    # Imported only now: numpy starts threads, and only those that start confined are.
+    from models.record import warm  # noqa: PLC0415 - as above
+    from models.session import open_session  # noqa: PLC0415 - as above
+
     session = open_session(folder, manifest, chosen[0], threads=message.threads, slots=message.slots)
     warm(session, manifest)
-    return session
+    return session, unprotected
 
 
 def _settle() -> None:
     """Die with the parent, leave no core file with askers' inputs in it, and leave Ctrl-C to the parent."""
+    # A runtime of Microsoft's keeps a file and a thread for telemetry otherwise; nothing leaves a box by itself.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to a whole group; the agent drains first, then closes
+        signal.signal(number, signal.SIG_IGN)
 
 
 def main() -> None:

@@ -8,12 +8,12 @@ import msgspec
 
 from models.answer import render_outputs, render_text
 from models.body import parse_failure, type_errors
-from models.errors import RequestError
+from models.errors import HTTP_STATUS, RequestError
 from models.generation.options import Wish, parse_wish
 from models.request import Dialect, Request
 
 MAX_MESSAGE: Final = 300
-_BY_STATUS: Final = {
+_BY_STATUS: Final[dict[object, str]] = {
     400: "bad_request",
     404: "model_not_found",
     408: "deadline_exceeded",
@@ -66,9 +66,15 @@ class _Failure(msgspec.Struct):
     detail: Any = None
 
 
+class _Coded(msgspec.Struct):
+    code: int | str | None = None
+    message: Any = None
+
+
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _completion = msgspec.json.Decoder(Completion)
 _failure = msgspec.json.Decoder(_Failure)
+_coded = msgspec.json.Decoder(_Coded)
 
 
 def to_chats(request: Request, model: str) -> list[bytes]:
@@ -135,13 +141,27 @@ def to_last(request: Request, held: list[tuple[bytes, str]]) -> list[bytes]:
 
 def to_error(status: int, body: bytes) -> RequestError:
     """Return the asker's error for an endpoint's HTTP status; its words are passed on where it is the asker's fault."""
-    code = _BY_STATUS.get(status, "cloud_unavailable")
-    words = _words(body)
+    return _told(_BY_STATUS.get(status, "cloud_unavailable"), _words(body), f"the endpoint answered {status}")
+
+
+def to_failure(error: bytes) -> RequestError:
+    """Return the asker's error for the `error` of a stream that an endpoint broke off: by its code, if we know that."""
+    try:
+        coded = _coded.decode(error)
+    except type_errors:
+        coded = _Coded()
+    code = coded.code
+    known = code if isinstance(code, str) and code in HTTP_STATUS else _BY_STATUS.get(code, "cloud_unavailable")
+    words = _printable(coded.message)
+    return _told(known, words, "the endpoint broke the answer off")
+
+
+def _told(code: str, words: str, plainly: str) -> RequestError:
     if code == "bad_request" and "context" in words and "length" in words:
         code = "too_large"
     if code in _ASKERS_FAULT and words:
         return RequestError(code, f"the endpoint says: {words}")
-    return RequestError(code, f"the endpoint answered {status}")
+    return RequestError(code, plainly)
 
 
 def _words(body: bytes) -> str:
@@ -153,5 +173,9 @@ def _words(body: bytes) -> str:
     said = failure.error or failure.message or failure.detail
     if isinstance(said, dict):
         said = said.get("message")
+    return _printable(said)
+
+
+def _printable(said: object) -> str:
     text = said if isinstance(said, str) else ""
     return "".join(letter if letter.isprintable() else " " for letter in text[:MAX_MESSAGE])

@@ -69,9 +69,9 @@ class Gateway:
                 log.info("serving the pools %s", ", ".join(sorted(self.settings.pools)))
                 await self.stopping.wait()
                 await self._drain()
+                await self.link.close()
                 for task in tasks:
                     task.cancel()
-            await self.link.close()
 
     def _link(self) -> Link:
         try:
@@ -114,7 +114,9 @@ class Gateway:
             self.link.acknowledge(message)
 
     async def _drain(self) -> None:
-        """Finish what was taken, up to `drain_timeout_s`; what is left is told to ask another gateway."""
+        """Take no more and finish what was taken, up to `drain_timeout_s`; what is left is told to ask elsewhere."""
+        for pool in self.settings.pools:
+            self.link.unsubscribe(self._topics.handoff_filter(pool))
         notify("STOPPING=1\nSTATUS=draining")
         log.info("draining %d hand-offs", len(self._tasks))
         self.desk.draining = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
@@ -12,7 +13,16 @@ from typing import Final
 import httpx
 import msgspec
 
-from cloud_sync.gateway.chat import Completion, parse_completion, to_answer, to_chats, to_error, to_last, to_piece
+from cloud_sync.gateway.chat import (
+    Completion,
+    parse_completion,
+    to_answer,
+    to_chats,
+    to_error,
+    to_failure,
+    to_last,
+    to_piece,
+)
 from cloud_sync.sealing import Content
 from models.errors import RequestError
 from models.request import Request
@@ -79,16 +89,45 @@ class Upstream:
     async def _whole(self, request: Request, chats: list[bytes], deadline_at: float) -> AsyncGenerator[Piece, None]:
         bodies, answers = [], []
         for chat in chats:
-            async with self._post(chat, deadline_at) as response:
-                bodies.append(await _read(response, MAX_ANSWER_BYTES))
+            bodies.append(await self._asked(chat, deadline_at))
             answers.append(parse_completion(bodies[-1]))
             if not answers[-1].choices:
                 raise RequestError("cloud_unavailable", "the endpoint's answer is no chat completion")
         body = to_answer(request, bodies, [answer.text for answer in answers])
         yield Piece(_content(body, answers), final=True)
 
+    async def _asked(self, chat: bytes, deadline_at: float) -> bytes:
+        for attempt in itertools.count(1):
+            try:
+                async with self._post(chat, deadline_at) as response:
+                    return await _read(response, MAX_ANSWER_BYTES)
+            except _PassingError as failure:
+                await _pause(attempt, failure, deadline_at)
+        raise AssertionError("unreachable")
+
     async def _streamed(self, request: Request, chat: bytes, deadline_at: float) -> AsyncGenerator[Piece, None]:
-        """Pass chunks on as they come; the chunks that end the text wait, so that the last piece is the last chunk."""
+        """Pass a stream on; ask again where it says `overloaded` before anything of it was passed on."""
+        for attempt in itertools.count(1):
+            begun = False
+            try:
+                async with contextlib.aclosing(self._stream(request, chat, deadline_at)) as pieces:
+                    async for piece in pieces:
+                        begun = True
+                        yield piece
+            except _PassingError as failure:
+                if begun:
+                    raise
+                await _pause(attempt, failure, deadline_at)
+            else:
+                return
+
+    async def _stream(self, request: Request, chat: bytes, deadline_at: float) -> AsyncGenerator[Piece, None]:
+        """Pass chunks on as they come.
+
+        The chunks that end the text wait, so that the last piece is the last chunk; one without text that opens the
+        stream waits for the next, since an endpoint may send it before it finds that it has no room.
+        """
+        opening: list[Piece] | None = None
         held: list[tuple[bytes, str]] = []
         told = Completion()
         async with self._post(chat, deadline_at) as response:
@@ -97,49 +136,75 @@ class Upstream:
                     break
                 chunk = parse_completion(data)
                 if chunk.error:
-                    raise RequestError("cloud_unavailable", "the endpoint broke the answer off")
+                    raise _broken_off(chunk.error)
+                for piece in opening or ():
+                    yield piece
                 told.model, told.usage = chunk.model or told.model, chunk.usage or told.usage
-                piece = to_piece(request, data, chunk.text)
+                body = to_piece(request, data, chunk.text)
                 if chunk.ends:
                     held.append((data, chunk.text))
-                elif chunk.text or piece is data:
-                    yield Piece(_content(piece, [told]), final=False)
+                elif chunk.text or body is data:
+                    piece = Piece(_content(body, [told]), final=False)
+                    if chunk.text or opening is not None:
+                        yield piece
+                    else:
+                        opening = [piece]
+                        continue
+                opening = []
         if not held:
             raise RequestError("cloud_unavailable", "the endpoint broke the answer off")
         last = to_last(request, held)
-        for number, piece in enumerate(last, 1):
-            yield Piece(_content(piece, [told]), final=number == len(last))
+        for number, body in enumerate(last, 1):
+            yield Piece(_content(body, [told]), final=number == len(last))
 
     @contextlib.asynccontextmanager
     async def _post(self, chat: bytes, deadline_at: float) -> AsyncGenerator[httpx.Response, None]:
-        """Ask, and ask again a busy or unreachable endpoint while the deadline lasts; raises RequestError."""
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            left_s = deadline_at - asyncio.get_running_loop().time()
-            timeout = httpx.Timeout(max(left_s, 0.001), connect=max(0.001, min(CONNECT_TIMEOUT_S, left_s)))
-            request = self._client.build_request(
-                "POST", "chat/completions", content=chat, headers={"Content-Type": "application/json"}, timeout=timeout
-            )
-            wait_s = FIRST_RETRY_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
-            try:
-                response = await self._client.send(request, stream=True)
-            except httpx.HTTPError as error:
-                failure = _unreachable(error)
-            else:
-                try:
-                    if response.status_code == httpx.codes.OK:
-                        with _named():
-                            yield response
-                        return
-                    with _named():
-                        failure = to_error(response.status_code, await _read(response, MAX_ERROR_BYTES))
-                    wait_s = max(wait_s, _retry_after(response))
-                finally:
-                    await response.aclose()
-                if response.status_code not in TRY_AGAIN:
-                    raise failure
-            if attempt == MAX_ATTEMPTS or wait_s >= left_s or failure.code == "deadline_exceeded":
-                raise failure
-            await asyncio.sleep(wait_s)
+        """Ask once; raises RequestError, _PassingError where the endpoint is busy or cannot be reached."""
+        left_s = deadline_at - asyncio.get_running_loop().time()
+        timeout = httpx.Timeout(max(left_s, 0.001), connect=max(0.001, min(CONNECT_TIMEOUT_S, left_s)))
+        request = self._client.build_request(
+            "POST", "chat/completions", content=chat, headers={"Content-Type": "application/json"}, timeout=timeout
+        )
+        try:
+            response = await self._client.send(request, stream=True)
+        except httpx.HTTPError as error:
+            failure = _unreachable(error)
+            raise _PassingError(failure.code, failure.message) from error
+        try:
+            with _named():
+                if response.status_code == httpx.codes.OK:
+                    yield response
+                    return
+                failure = to_error(response.status_code, await _read(response, MAX_ERROR_BYTES))
+            if response.status_code in TRY_AGAIN:
+                raise _PassingError(failure.code, failure.message, _retry_after(response))
+            raise failure
+        finally:
+            await response.aclose()
+
+
+class _PassingError(RequestError):
+    """An error where asking the endpoint again may help, not before `wait_s` seconds."""
+
+    def __init__(self, code: str, message: str, wait_s: float = 0.0) -> None:
+        super().__init__(code, message)
+        self.wait_s = wait_s
+
+
+async def _pause(attempt: int, failure: _PassingError, deadline_at: float) -> None:
+    """Wait before asking again; raises the failure where the time is over or was tried often enough."""
+    left_s = deadline_at - asyncio.get_running_loop().time()
+    backoff_s = FIRST_RETRY_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+    wait_s = max(backoff_s, failure.wait_s)
+    if attempt >= MAX_ATTEMPTS or wait_s >= left_s or failure.code == "deadline_exceeded":
+        raise failure
+    await asyncio.sleep(wait_s)
+
+
+def _broken_off(error: msgspec.Raw) -> RequestError:
+    """Return what an endpoint's error in mid-stream means."""
+    failure = to_failure(error)
+    return _PassingError(failure.code, failure.message) if failure.code == "overloaded" else failure
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ def main() -> int:
     try:
         stage = Stage(parts)
         print(
-            "Starting two brokers, an S3 server, a cloud, a gateway and a box; publishing and signing eight models ...",
+            "Starting two brokers, an S3 server, a cloud, a gateway and a box; signing seven models ...",
             flush=True,
         )
         stage.build()
@@ -40,14 +40,18 @@ def main() -> int:
         table.head()
         Scenes(stage, parts, table).play()
         if os.environ.get("KEEP"):
+            _tell(table, began)
             _stay(stage)
     except (DemoError, ConnectionError, subprocess.CalledProcessError) as error:
         print(f"\nThe demo could not go on: {error}", file=sys.stderr)
         table.failures.append(str(error))
     finally:
         statuses = parts.stop_all()
-    table.failures += [f"{name} ended with {status}" for name, status in statuses.items() if _bad(name, status)]
-    return _verdict(table, began)
+    bad = [f"{name} ended with {status}" for name, status in statuses.items() if _bad(name, status)]
+    table.failures += bad
+    if bad or not os.environ.get("KEEP"):
+        _tell(table, began)
+    return 1 if table.failures else 0
 
 
 def _bad(name: str, status: int) -> bool:
@@ -78,14 +82,18 @@ def _cloud_serves(stage: Stage) -> bool:
 def _stay(stage: Stage) -> None:
     ask = f"mosquitto_rr -V 5 -p {stage.local_port} -t spillway/{DEVICE}/infer"
     reply = f"spillway/{DEVICE}/reply/me"
-    print(f"""
-Still running; try it:
+    print(
+        f"""
+Still running. Ask the box, as any MQTT client would:
   {ask}/language/me -e {reply}/language -m 'Guten Morgen!'
-  {ask}/digits/me -e {reply}/digits -s < examples/inputs/digit-5.png
+  {ask}/digits/me -e {reply}/digits -m "{{\\"inputs\\": \\"$(base64 -w 0 examples/inputs/digit-5.png)\\"}}"
   .venv/bin/spillway ask --device {DEVICE} --port {stage.local_port} --stream assistant 'What does os.path.join do?'
+Ask the cloud's endpoint, as the gateway does:
   curl -s http://127.0.0.1:{stage.http_port}/v1/chat/completions -H 'content-type: application/json' \\
        -d '{{"model": "{IN_CLOUD}", "messages": [{{"role": "user", "content": "What is a list?"}}], "max_tokens": 40}}'
-Logs: {stage.folder}. Ctrl-C ends it.""")
+Logs: {stage.folder}. Ctrl-C ends it.""",
+        flush=True,
+    )
     try:
         while True:
             time.sleep(3600)
@@ -93,13 +101,12 @@ Logs: {stage.folder}. Ctrl-C ends it.""")
         print()
 
 
-def _verdict(table: Table, began: float) -> int:
-    seconds = time.monotonic() - began
+def _tell(table: Table, began: float) -> None:
+    """Print how it went."""
     if table.failures:
-        print(f"\n{len(table.failures)} things did not come out as they must: {'; '.join(table.failures)}")
-        return 1
-    print(f"\nEverything came out as it must, in {seconds:.0f} s.")
-    return 0
+        print(f"\n{len(table.failures)} things did not come out as they must: {'; '.join(table.failures)}", flush=True)
+    else:
+        print(f"\nEverything came out as it must, in {time.monotonic() - began:.0f} s.", flush=True)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,11 @@ class Parts:
         """Signal a program and return its exit status."""
         process = self._running.pop(name)
         process.send_signal(how)
-        return process.wait(timeout=40)
+        try:
+            return process.wait(timeout=40)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
 
     def stop_all(self) -> dict[str, int]:
         """End everything in reverse order; return the exit statuses."""

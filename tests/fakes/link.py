@@ -11,9 +11,10 @@ import collections
 import itertools
 from collections.abc import Callable
 
-from cloud_sync.messages import Details, Message, Will
+from cloud_sync.messages import Details, Message, Will, is_text
 
 NO_DETAILS = Details()
+MAX_HELD = 10_000
 
 
 def matches(pattern: str, topic: str) -> bool:
@@ -149,21 +150,35 @@ class MemoryLink:
             if not topic.startswith("$share/") and matches(topic, kept.topic):
                 self.take(kept.topic, kept.payload, min(qos, kept.qos), kept.details, retain=True)
 
+    def unsubscribe(self, topic: str) -> None:
+        self.filters.pop(topic, None)
+
     def publish(
-        self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False, details: Details | None = None
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 0,
+        retain: bool = False,
+        details: Details | None = None,
+        expendable: bool = False,
     ) -> asyncio.Future[None]:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def send() -> None:
             self._broker.carry(topic, payload, qos, details or NO_DETAILS, retain=retain)
 
-        if self.connected:
+        told = details or NO_DETAILS
+        texts = [topic, told.response_topic or "", told.content_type or "", *itertools.chain(*told.user)]
+        if not topic or not all(map(is_text, texts)):
+            done.set_exception(ConnectionError("no broker takes such a topic or such properties"))
+        elif self.connected:
             asyncio.get_running_loop().call_soon(send)
             asyncio.get_running_loop().call_soon(lambda: None if done.done() else done.set_result(None))
-        elif qos:
+        elif qos and len(self._waiting) < (MAX_HELD // 2 if expendable else MAX_HELD):
             self._waiting.append((send, done))
         else:
-            done.set_exception(ConnectionError(f"cannot publish on {topic!r}: the link is down"))
+            done.set_exception(ConnectionError("cannot publish: the link is down"))
         return done
 
     def acknowledge(self, message: Message) -> None:

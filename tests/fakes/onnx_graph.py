@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 FLOAT = 1
+INT64 = 7
+BOOL = 9
+GRAPH = 5
+"""AttributeProto.type of a graph."""
 
 
 def varint(value: int) -> bytes:
@@ -72,3 +76,30 @@ def not_a_number(width: int = 1) -> bytes:
     """Return a model whose answer is log(x): not a number below zero."""
     row: list[int | str] = ["batch", width]
     return model_of(graph_of([node("Log", ["x"], ["y"])], [value_info("x", row)], [value_info("y", row)]))
+
+
+def endless() -> bytes:
+    """Return a model whose answer takes 2^62 rounds of a loop."""
+    body = graph_of(
+        [node("Identity", ["c"], ["co"]), node("Add", ["s", "s"], ["so"])],
+        [value_info("i", [], INT64), value_info("c", [], BOOL), value_info("s", [1])],
+        [value_info("co", [], BOOL), value_info("so", [1])],
+    )
+    again = part(1, "body") + part(6, body) + number(20, GRAPH)
+    rounds = number(2, INT64) + part(8, "m") + part(9, (1 << 62).to_bytes(8, "little"))
+    true = number(2, BOOL) + part(8, "t") + part(9, b"\1")
+    loop = node("Loop", ["m", "t", "x"], ["y"], [again])
+    return model_of(graph_of([loop], [value_info("x", [1])], [value_info("y", [1])], [rounds, true]))
+
+
+def fill_asked() -> bytes:
+    """Return a model whose answer has as many zeros as it is asked for."""
+    filling = node("ConstantOfShape", ["x"], ["y"])
+    return model_of(graph_of([filling], [value_info("x", [1], INT64)], [value_info("y", ["n"])]))
+
+
+def fill(size: int) -> bytes:
+    """Return a model whose answer has `size` zeros, whatever it is asked."""
+    shape = number(1, 1) + number(2, INT64) + part(8, "sh") + part(9, size.to_bytes(8, "little"))
+    filling = node("ConstantOfShape", ["sh"], ["y"])
+    return model_of(graph_of([filling], [value_info("x", [1])], [value_info("y", ["n"])], [shape]))

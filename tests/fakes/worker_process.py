@@ -20,11 +20,11 @@ START = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from models.worker impo
 class WorkerProcess:
     """Starts `models.worker` in isolated mode, as a box does, and ends it with its socket."""
 
-    def __init__(self, timeout_s: float = 60.0) -> None:
+    def __init__(self, timeout_s: float = 60.0, start: str = START) -> None:
         self.socket, theirs = socket.socketpair()
         self.socket.settimeout(timeout_s)
         with theirs:
-            command = [sys.executable, "-I", "-c", START, str(theirs.fileno())]
+            command = [sys.executable, "-I", "-c", start, str(theirs.fileno())]
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=dict(os.environ))
         self._reader = self.socket.makefile("rb")
 

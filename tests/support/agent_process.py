@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Self
@@ -18,7 +20,6 @@ from tests.support.waiting import until
 
 DEVICE = "kitchen"
 CONFIG = """
-{top}
 [device]
 name = "{device}"
 groups = ["{group}"]
@@ -37,15 +38,14 @@ root = "{root}"
 class AgentProcess:
     """`python -m agent.cli run`; `ready_after_s` is how long READY=1 took."""
 
-    def __init__(self, folder: Path, port: int, fleet: Fleet, more: str = "", top: str = "") -> None:
+    def __init__(self, folder: Path, port: int, fleet: Fleet, more: str = "", *, group: str = GROUP) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.config = folder / "spillway.toml"
         self.config.write_text(
             CONFIG.format(
-                top=top,
                 device=DEVICE,
-                group=GROUP,
+                group=group,
                 folder=folder,
                 port=port,
                 repository=fleet.repository,
@@ -80,12 +80,7 @@ class AgentProcess:
 
     def heard(self, word: str) -> bool:
         """Whether the agent told its service manager this since it was started."""
-        assert self._ear is not None
-        while True:
-            try:
-                self.told += self._ear.recv(4096).decode().splitlines()
-            except BlockingIOError:
-                return word in self.told
+        return word in self.told
 
     def workers(self) -> list[psutil.Process]:
         """Return the processes that hold a model."""
@@ -114,16 +109,26 @@ class AgentProcess:
             self.process.kill()
             self.process.wait()
             self.process = None
+        self._hush()
+
+    def _listen(self) -> None:
+        """Hear what a service manager would; a socket that nobody reads takes only ten messages."""
+        self._hush()
+        path = self.folder / "notify"
+        path.unlink(missing_ok=True)
+        self._ear = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._ear.bind(str(path))
+        self.told = []
+        threading.Thread(target=_hear, args=(self._ear, self.told), daemon=True).start()
+
+    def _hush(self) -> None:
         if self._ear is not None:
+            self._ear.shutdown(socket.SHUT_RD)
             self._ear.close()
             self._ear = None
 
-    def _listen(self) -> None:
-        path = self.folder / "notify"
-        path.unlink(missing_ok=True)
-        if self._ear is not None:
-            self._ear.close()
-        self._ear = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._ear.setblocking(False)
-        self._ear.bind(str(path))
-        self.told = []
+
+def _hear(ear: socket.socket, told: list[str]) -> None:
+    with contextlib.suppress(OSError):
+        while data := ear.recv(4096):
+            told += data.decode().splitlines()

@@ -42,7 +42,7 @@ class Reply(msgspec.Struct, frozen=True):
     def code(self) -> str | None:
         """The error's code in the plain dialect; None for an answer."""
         told = self.json.get("error")
-        return told["code"] if isinstance(told, dict) else told
+        return str(told["code"]) if isinstance(told, dict) else told
 
     @property
     def final(self) -> bool:
@@ -70,7 +70,7 @@ class Asker:
         self._client.on_subscribe = lambda *_: self._ready.set()
         self._client.on_message = self._on_message
         self._client.on_publish = lambda _c, _u, mid, _r, _p: self.acknowledged.add(mid)
-        self._client.reconnect_delay_set(0.1, 0.2)
+        self._client.reconnect_delay_set(1, 1)
         self._client.connect_async("127.0.0.1", port)
 
     def __enter__(self) -> Self:

@@ -9,6 +9,8 @@ from pathlib import Path
 from tests.fakes.samples import MODELS
 
 GROUP = "default"
+LONE = "lone"
+"""A group whose boxes run digits alone, so that its only worker can be told."""
 SAMPLES = ("digits", "sea-temperature", "language")
 
 
@@ -33,9 +35,9 @@ class Fleet:
         """Publish a folder (or the example of that name) as a version of a model."""
         self.run("publish", str(folder or MODELS / name), "--name", name, "--version", version)
 
-    def deploy(self, **versions: str) -> None:
-        """Let the group's boxes run these versions; `_` in a name stands for `-`."""
-        self.run("deploy", GROUP, *(f"{name.replace('_', '-')}={version}" for name, version in versions.items()))
+    def deploy(self, group: str, *models: str) -> None:
+        """Let a group's boxes run these versions (`digits=1`)."""
+        self.run("deploy", group, *models)
 
 
 def sample_fleet(folder: Path) -> Fleet:
@@ -43,5 +45,6 @@ def sample_fleet(folder: Path) -> Fleet:
     fleet = Fleet(folder)
     for name in SAMPLES:
         fleet.publish(name)
-    fleet.deploy(**{name.replace("-", "_"): "1" for name in SAMPLES})
+    fleet.deploy(GROUP, *(f"{name}=1" for name in SAMPLES))
+    fleet.deploy(LONE, "digits=1")
     return fleet

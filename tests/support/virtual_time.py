@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import selectors
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple, Unpack
@@ -14,6 +15,8 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 PATIENCE_S = 20.0
+LOOK_S = 0.02
+"""How often a thread that may have ended without a word is looked at."""
 
 
 class _Jumping(selectors.DefaultSelector):
@@ -28,11 +31,13 @@ class _Jumping(selectors.DefaultSelector):
         ready = super().select(0)
         if ready or timeout == 0:
             return ready
-        if timeout is None or any(busy() for busy in self.threads):
-            ready = super().select(PATIENCE_S)
-            if not ready:
+        ends_at = time.monotonic() + PATIENCE_S
+        while timeout is None or any(busy() for busy in self.threads):
+            ready = super().select(LOOK_S)
+            if ready:
+                return ready
+            if time.monotonic() > ends_at:
                 raise RuntimeError("every task waits for something that neither a timer nor a thread will bring")
-            return ready
         self.now += timeout
         return []
 

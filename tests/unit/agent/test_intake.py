@@ -55,10 +55,10 @@ def test_settling_tells_everyone_who_joined_once() -> None:
     assert settled == ["first", "second"]
 
 
-def test_who_joins_a_stored_request_is_settled_at_once() -> None:
+def test_who_joins_a_request_that_is_settled_already_is_settled_at_once() -> None:
     settled: list[str] = []
     one = ticket()
-    one.stored = True
+    one.settle()
     one.join(lambda: settled.append("second"))
     assert settled == ["second"]
 
@@ -108,6 +108,20 @@ def test_the_intake_is_full_at_its_bound_and_has_room_again() -> None:
     assert intake.full
     intake.remove(second, None)
     assert len(intake.tickets) < intake.max_requests
+
+
+def test_the_intake_is_full_at_its_bound_of_bytes_too() -> None:
+    intake = Intake(10, 10, max_bytes=3)
+    tickets = [ticket() for _ in range(3)]
+    for one in tickets:
+        intake.add(one)
+        intake.add(one)
+    assert intake.full
+    for _ in range(2):
+        intake.remove(tickets[0], None)
+    assert [one in intake.tickets for one in tickets] == [False, True, True]
+    intake.add(tickets[0])
+    assert intake.full
 
 
 def test_a_key_names_its_ticket_while_it_is_in_flight_and_its_answer_after() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent.recovery import recover
+from agent.recovery import recover, seed
 from cloud_sync.exchange import Reply
 from cloud_sync.outbox import Row
 from models.request import Dialect, Request
@@ -44,6 +44,7 @@ def row(ident: str = "a" * 32, *, left_ms: int = 20_000, **facts: object) -> Row
 
 
 async def taken_up(mqtt: MqttBox) -> None:
+    await seed(mqtt.box.outbox, mqtt.box.service)
     await recover(mqtt.box.outbox, mqtt.box.service, mqtt.door, mqtt.box.clock)
 
 

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.scheduler import ModelQueue
+from agent.scheduler import HUNG_AFTER_S, ModelQueue
 from agent.workers import WorkerEndedError
 from models.channel import Ask, Piece
 from models.errors import RequestError
 from models.request import Dialect, Request
 from tests.fakes.worker import MemoryWorker, version
+from tests.support.virtual_time import virtual_time
 
 
 class Clock:
@@ -168,6 +169,32 @@ async def test_who_gives_up_in_service_has_the_worker_told_and_keeps_its_place_u
     bench.worker.answer(bench.worker.asks[0], code="cancelled", message="by the asker")
     await turns()
     assert bench.begun() == ["going", "next"]
+
+
+@virtual_time
+async def test_e1_a_worker_that_never_comes_back_from_a_request_that_is_over_is_ended() -> None:
+    bench = Bench(capacity=2)
+    hung = await bench.ask("hung", predicted_ms=10)
+    other = await bench.ask("other")
+    hung.cancel()
+    await asyncio.sleep(HUNG_AFTER_S)
+    assert bench.worker.serving
+    await asyncio.sleep(0.2)
+    assert "did not come back" in await bench.worker.ended
+    with pytest.raises(WorkerEndedError):
+        await other
+
+
+@virtual_time
+async def test_e1_a_worker_that_only_takes_long_is_left_to_finish() -> None:
+    bench = Bench()
+    slow = await bench.ask("slow", predicted_ms=3000)
+    slow.cancel()
+    await asyncio.sleep(30)
+    assert bench.worker.serving
+    await bench.finish("slow")
+    await asyncio.sleep(30)
+    assert bench.worker.serving
 
 
 async def test_an_error_from_the_worker_is_that_request_s_own() -> None:

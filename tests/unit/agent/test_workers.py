@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.workers import ENDED, WorkerEndedError, _Channel
+from agent.workers import ENDED, MAX_TOLD, MAX_TOLD_LETTERS, WorkerEndedError, _Channel
 from models.channel import MAX_FRAME_BYTES, Broken, Count, Counted, FromWorker, Piece, Ready, frame
 from models.errors import ModelError, RequestError
 from models.request import Dialect, Request
@@ -156,3 +156,18 @@ async def test_a_ticket_that_is_answered_is_not_cancelled_any_more() -> None:
     worker.answer(worker.asks[0])
     worker.cancel(ticket)
     assert worker.cancels == []
+
+
+async def test_what_a_worker_could_not_be_kept_from_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    worker = MemoryWorker()
+    assert worker.unprotected == []
+    worker._receive(Ready(load_ms=1.0, capacity=1, unprotected=["files: no Landlock", *["x" * 1000] * 100]))
+    assert worker.unprotected[0] == "files: no Landlock"
+    assert (len(worker.unprotected), max(map(len, worker.unprotected))) == (MAX_TOLD, MAX_TOLD_LETTERS)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "files: no Landlock" in caplog.text
+
+
+async def test_a_confined_worker_is_nothing_to_warn_of(caplog: pytest.LogCaptureFixture) -> None:
+    worker = MemoryWorker().serve()
+    assert (worker.unprotected, worker.memory_mb(), caplog.records) == ([], 0.0, [])

@@ -297,3 +297,66 @@ async def test_the_deadline_is_passed_on_to_the_endpoints_connection() -> None:
         await asked(upstream(handler), chat(), within_s=7)
     assert caught.value.code == "deadline_exceeded"
     assert timeouts == [{"connect": 5.0, "read": 7.0, "write": 7.0, "pool": 7.0}]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        ({"code": "deadline_exceeded", "message": "late"}, "deadline_exceeded", "broke"),
+        ({"code": "too_large", "message": "only 2048 tokens"}, "too_large", "2048"),
+        ({"code": "bad_request", "message": "no\nsuch field"}, "bad_request", "no such field"),
+        ({"code": "overloaded", "message": "full"}, "overloaded", "broke"),
+        ({"code": "internal", "message": "secret"}, "internal", "broke"),
+        ({"code": 400, "message": "no such field"}, "bad_request", "no such field"),
+        ({"code": "insufficient_quota"}, "cloud_unavailable", "broke"),
+        ({"code": ["overloaded"]}, "cloud_unavailable", "broke"),
+        ({"message": 1}, "cloud_unavailable", "broke"),
+        ("boom", "cloud_unavailable", "broke"),
+    ],
+)
+@virtual_time
+async def test_an_error_in_mid_stream_becomes_the_askers_error_by_its_code(error: object, code: str, said: str) -> None:
+    body = events(chunk(""), chunk("he"), {"error": error})
+    endpoint = upstream(lambda _: httpx.Response(200, content=body))
+    with pytest.raises(RequestError) as caught:
+        await asked(endpoint, msgspec.structs.replace(chat(), stream=True))
+    assert caught.value.code == code
+    assert said in caught.value.message
+    assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize("opening", [[], [chunk("")]])
+@virtual_time
+async def test_d6_a_stream_that_says_overloaded_before_any_text_is_asked_for_again(opening: list[object]) -> None:
+    bodies = [events(*opening, {"error": {"code": "overloaded"}})] * 2
+    bodies.append(events(chunk(""), chunk("hi"), chunk(None, "stop")))
+    endpoint = upstream(lambda _: httpx.Response(200, content=bodies.pop(0)))
+    pieces = await asked(endpoint, msgspec.structs.replace(chat(), stream=True))
+    assert [json.loads(piece.content.body) for piece in pieces] == [chunk(""), chunk("hi"), chunk(None, "stop")]
+    assert 1000.7 <= asyncio.get_running_loop().time() <= 1001.6
+
+
+@virtual_time
+async def test_d6_a_stream_that_says_overloaded_again_and_again_ends_in_overloaded() -> None:
+    tried: list[httpx.Request] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        tried.append(request)
+        return httpx.Response(200, content=events({"error": {"code": "overloaded"}}))
+
+    with pytest.raises(RequestError) as caught:
+        await asked(upstream(handler), msgspec.structs.replace(TEXT, stream=True))
+    assert (caught.value.code, len(tried)) == ("overloaded", 5)
+
+
+@virtual_time
+async def test_a_stream_that_says_overloaded_after_text_is_not_begun_anew() -> None:
+    tried: list[httpx.Request] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        tried.append(request)
+        return httpx.Response(200, content=events(chunk("he"), {"error": {"code": "overloaded"}}))
+
+    with pytest.raises(RequestError) as caught:
+        await asked(upstream(handler), msgspec.structs.replace(TEXT, stream=True))
+    assert (caught.value.code, len(tried)) == ("overloaded", 1)

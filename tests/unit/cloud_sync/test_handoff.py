@@ -469,3 +469,63 @@ async def test_large_messages_leave_at_the_brokers_pace_too() -> None:
     await asyncio.sleep(0.99)
     sent = sum(len(message.sealed) for _, _, message in cloud.sent)
     assert sent <= 900 << 10
+
+
+@virtual_time
+async def test_d4_exchanges_that_ended_leave_the_queues() -> None:
+    cloud = Cloud()
+    for number in range(200):
+        task = cloud.ask(ident=f"{number:032x}", within_s=3600)
+        await asyncio.sleep(0.02)
+        cloud.answer()
+        await task
+    assert len(cloud.handoffs._later) <= 66
+    cloud.handoffs.connected = False
+    first = cloud.ask(ident=OTHER, within_s=3600)
+    for number in range(200):
+        task = cloud.ask(ident=f"{number:032x}", within_s=3600)
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+    assert len(cloud.handoffs._ready) <= 66
+    cloud.handoffs.connected = True
+    await asyncio.sleep(1)
+    assert cloud.sent[-1][2].header.id == OTHER
+    first.cancel()
+
+
+@virtual_time
+async def test_d7_after_an_outage_what_was_sent_before_it_is_asked_again_within_two_seconds() -> None:
+    cloud = Cloud()
+    for number in range(50):
+        cloud.ask(ident=f"{number:032x}", within_s=100)
+    await asyncio.sleep(6)
+    assert len(cloud.sent) == 100
+    cloud.handoffs.connected = False
+    await asyncio.sleep(1)
+    cloud.handoffs.connected = True
+    await asyncio.sleep(2.5)
+    again = [at - 7 for at, _, _ in cloud.sent[100:]]
+    assert len(again) == 50
+    assert min(again) >= 1.0
+    assert max(again) <= 2.1
+    assert max(again) - min(again) > 0.3
+
+
+@virtual_time
+async def test_after_an_outage_what_the_link_holds_or_a_gateway_works_on_is_not_asked_again_early() -> None:
+    cloud = Cloud()
+    working = cloud.ask(within_s=100)
+    await asyncio.sleep(1)
+    cloud.answer(b"", number=0, status="partial")
+    cloud.puback_at_once = False
+    held = cloud.ask(ident=OTHER, within_s=100)
+    await asyncio.sleep(1)
+    cloud.handoffs.connected = False
+    await asyncio.sleep(0.5)
+    cloud.handoffs.connected = True
+    cloud.pubacks[1].set_result(None)
+    await asyncio.sleep(2.5)
+    assert len(cloud.sent) == 2
+    working.cancel()
+    held.cancel()

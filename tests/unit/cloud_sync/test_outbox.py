@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -195,3 +196,38 @@ async def test_b7_nothing_new_is_taken_while_the_disk_is_full_but_what_waits_is_
 async def test_many_requests_at_once_are_all_kept(outbox: Outbox) -> None:
     await asyncio.gather(*(outbox.put(row(n)) for n in range(300)))
     assert len(await outbox.rows()) == 300
+
+
+@pytest.mark.parametrize("junk", ["x'c1'", "x''", "x'80'", "x'81a6737461747573a2ff'"])
+async def test_b2_an_answer_that_the_disk_damaged_is_deleted_and_the_others_are_read(
+    database: Database, outbox: Outbox, junk: str
+) -> None:
+    for key in (b"1", b"2", b"3"):
+        await outbox.remember(key, ANSWER)
+    await database.run(lambda c: c.execute(f"UPDATE answer SET body = {junk} WHERE number < 3"))
+    assert await outbox.answer(b"1") is None
+    assert await outbox.answers() == [(b"3", ANSWER)]
+    assert await database.run(lambda c: c.execute("SELECT count(*) FROM answer").fetchone()) == (1,)
+
+
+async def test_b2_a_row_whose_head_decodes_to_no_row_is_dropped(database: Database, outbox: Outbox) -> None:
+    await outbox.put(row(1))
+    await outbox.put(row(2))
+    junk = b"\xc1"
+    damaged = zlib.crc32(junk).to_bytes(4, "big") + junk
+    await database.run(lambda c: c.execute("UPDATE outbox SET head = ? WHERE number = 1", (damaged,)))
+    assert await outbox.row(row(1).id) is None
+    assert await outbox.rows() == [row(2)]
+
+
+async def test_b2_a_row_that_lost_its_settled_answer_is_damaged_and_can_be_settled_again(
+    database: Database, outbox: Outbox
+) -> None:
+    await outbox.put(ROW)
+    await outbox.settle(ROW.id, ANSWER)
+    await database.run(lambda c: c.execute("UPDATE outbox SET answer = x'c1'"))
+    for _ in range(2):
+        (damaged,) = await outbox.rows()
+        assert (damaged.id, damaged.damaged, damaged.body, damaged.answer) == (ROW.id, True, b"", None)
+    assert await outbox.settle(ROW.id, ANSWER)
+    assert (await outbox.rows())[0].answer == ANSWER
