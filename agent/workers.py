@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 OnPiece = Callable[[channel.Piece], None]
 LOAD_TIMEOUT_S = 120.0
-STOP_TIMEOUT_S = 5.0
+STOP_TIMEOUT_S = 2.0
 MAX_TOLD = 16
 MAX_TOLD_LETTERS = 120
 

@@ -282,7 +282,7 @@ class Link:
             try:
                 self._open_socket()
             except Exception as error:  # noqa: BLE001 - it is raised where the connection is waited for
-                failure = error
+                failure = error.with_traceback(None)  # which would keep a socket whose handshake failed
             try:
                 loop.call_soon_threadsafe(settle, failure)
             except RuntimeError:  # the loop is closed

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -383,6 +384,29 @@ async def test_b21_a_gateway_that_is_told_to_stop_finishes_and_leaves_with_0(rig
         assert only(await task) == {"outputs": {"generated_text": "SLOW 2 BEFORE THE END"}}
         assert await asyncio.to_thread(rig.gateway.process.wait, 10) == 0
     assert rig.gateway.told().startswith("STOPPING=1")
+
+
+async def test_b21_a_draining_gateway_leaves_new_work_to_the_others_and_says_goodbye(rig: Rig, tmp_path: Path) -> None:
+    box = rig.box()
+    async with running(box):
+        task = box.ask(text("slow 3 before the end"))
+        await until(lambda: rig.endpoint.asked)
+        (tmp_path / "second").mkdir()
+        second = Gateway(tmp_path / "second", rig.broker, rig.endpoint, rig.ca, rig.pool)
+        await asyncio.to_thread(second.start)
+        assert rig.gateway.process is not None
+        rig.gateway.process.send_signal(signal.SIGTERM)
+        await asyncio.to_thread(rig.gateway.told)
+        await asyncio.sleep(0.2)
+        for number in range(6):
+            assert only(await box.ask(text(f"next {number}"))) == {"outputs": {"generated_text": f"NEXT {number}"}}
+        assert not task.done()
+        assert only(await task) == {"outputs": {"generated_text": "SLOW 3 BEFORE THE END"}}
+        assert await asyncio.to_thread(rig.gateway.process.wait, 10) == 0
+        assert box.handoffs.counters["refused"] == 0
+    second.close()
+    told = (tmp_path / "log").read_text()
+    assert re.search(r"Client spillway-gateway-\S+ disconnected\.", told), told
 
 
 async def test_messages_that_are_no_hand_offs_are_dropped_and_the_gateway_goes_on(rig: Rig) -> None:
