@@ -25,7 +25,7 @@ from agent.intake import Ticket
 from agent.mqtt import MAX_DEADLINE_MS
 from agent.service import Service
 from models.answer import render_error, with_facts
-from models.body import Body, parse_body
+from models.body import Body, Envelope, parse_body, type_errors
 from models.errors import HTTP_STATUS, RequestError
 from models.manifest import is_name
 from models.request import Dialect, Request, Response, Status
@@ -162,16 +162,20 @@ class HttpDoor:
 
     def _request(self, http: HttpRequest, model: str, body: Body) -> Request:
         headers = http.headers
-        default_ms = self._service.policy(model).deadline_ms
+        said = body.envelope or Envelope()
+        default_ms = said.deadline_ms or self._service.policy(model).deadline_ms
+        priority = 5 if said.priority is None else said.priority
         return Request(
             model=model,
             content_type=body.content_type,
             body=body.body,
             dialect=body.dialect,
             client=CLIENT,
-            deadline_ms=_whole_number(headers.get("spillway-deadline-ms"), default_ms, 1, MAX_DEADLINE_MS),
-            priority=_whole_number(headers.get("spillway-priority"), 5, 0, 9),
-            local_only=_privacy(headers.get("spillway-privacy")) == "local-only",
+            deadline_ms=_whole_number(
+                headers.get("spillway-deadline-ms"), min(default_ms, MAX_DEADLINE_MS), 1, MAX_DEADLINE_MS
+            ),
+            priority=_whole_number(headers.get("spillway-priority"), priority, 0, 9),
+            local_only="local-only" in {_privacy(headers.get("spillway-privacy")), said.privacy},
             stream=bool(body.stream),
         )
 
@@ -181,7 +185,7 @@ class HttpDoor:
         """Yield server-sent events; closing the connection cancels the request."""
         try:
             while True:
-                yield b"data: " + response.body + b"\n\n"
+                yield b"data: " + response.body.replace(b"\n", b" ") + b"\n\n"  # in JSON a line break is a space
                 if response.final:
                     yield b"data: [DONE]\n\n"
                     return
@@ -216,7 +220,7 @@ def _model_of(raw: bytes) -> str:
     try:
         model = msgspec.json.decode(raw, type=dict[str, msgspec.Raw]).get("model")
         return str(msgspec.json.decode(model, type=str)) if model is not None else ""
-    except (msgspec.DecodeError, RecursionError) as error:
+    except type_errors as error:
         raise RequestError("bad_request", f"model: {error}") from error
 
 
@@ -251,7 +255,7 @@ def _headers(response: Response) -> dict[str, str]:
     return {
         f"Spillway-{name.title()}": value
         for name in ("route", "reason", "model")
-        if (value := getattr(response, name)) and value.isascii()
+        if (value := getattr(response, name)) and value.isascii() and value.isprintable()
     }
 
 
