@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agent.activation import CRASH_LIMIT, START_LIMIT, ModelReport
