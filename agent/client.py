@@ -50,9 +50,11 @@ def _text(value: Any) -> str:
     match value:
         case {"choices": [{"delta": dict(delta)}, *_]}:
             return str(delta.get("content") or "")
-        case {"choices": [{"message": {"content": str(text)}}, *_]}:
-            return text
-        case {"outputs": {"generated_text": str(text)}}:
+        case (
+            {"choices": [{"message": {"content": str(text)}}, *_]}
+            | {"outputs": {"generated_text": str(text)}}
+            | {"error": str(text)}
+        ):
             return text
         case {"outputs": outputs}:
             return msgspec.json.encode(outputs).decode()

@@ -18,6 +18,7 @@ from tests.support.agent_process import AgentProcess
 from tests.support.asker import BASE, Asker
 from tests.support.fleet import LONE, Fleet
 from tests.support.mosquitto import Mosquitto
+from tests.support.proxy import Proxy
 from tests.support.waiting import until
 
 SEVEN = (INPUTS / "digit-7.png").read_bytes()
@@ -200,6 +201,42 @@ def test_c1_three_kills_of_the_broker_lose_nothing_of_who_asks_again(
 
     until(ask_again, 40, told=lambda: missing(asker, asked))
     assert_each_answered_alike(asker, asked)
+
+
+@pytest.mark.parametrize("silent", [{"forth": True, "back": True}, {"forth": False, "back": True}])
+def test_c4_c5_a_network_that_falls_silent_is_noticed_within_one_and_a_half_keepalives_and_nothing_is_lost(
+    make_agent: MakeAgent, broker: Mosquitto, asker: Asker, silent: dict[str, bool]
+) -> None:
+    with Proxy(broker.port) as network:
+        agent = make_agent(port=network.port)
+        agent.config.write_text(agent.config.read_text().replace("max_backoff_s", "keepalive_s = 2\nmax_backoff_s"))
+        serving(agent, asker)
+        asked = ask_all(asker, 20)
+        assert_each_answered_alike(asker, asked)
+        suspended_worker(agent)
+        asked = ask_all(asker, 10, first=20)
+        time.sleep(0.2)
+        network.hold(**silent)
+        agent.workers()[0].resume()
+        held_at = time.monotonic()
+        until(lambda: "is down" in agent.log.read_text())
+        assert time.monotonic() - held_at < 3.5
+        asked |= ask_all(asker, 20, first=30)
+        network.release()
+        assert_each_answered_alike(asker, asked)
+        assert agent.stop() == 0
+
+
+def test_c6_connections_that_are_reset_under_load_lose_no_request(
+    make_agent: MakeAgent, broker: Mosquitto, asker: Asker
+) -> None:
+    with Proxy(broker.port) as network:
+        serving(make_agent(port=network.port), asker)
+        asked: dict[bytes, int] = {}
+        for _ in range(3):
+            asked |= ask_all(asker, 60, pause_s=0.003, first=len(asked))
+            network.reset()
+        assert_each_answered_alike(asker, asked)
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])

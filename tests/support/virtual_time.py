@@ -49,6 +49,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._jumping = _Jumping()
         self._in_executor = 0
         super().__init__(self._jumping)
+        self._clock_resolution = 1e-6  # after a year a float tells no smaller times apart
         self.watch(lambda: self._in_executor > 0)
 
     def time(self) -> float:

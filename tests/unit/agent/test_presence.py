@@ -139,6 +139,7 @@ async def test_a_box_that_leaves_says_offline_last_on_both_links(tmp_path: Path)
         told.presence.changed.set()
         await turns()
         await told.presence.leave()
+        await turns()
         assert told.said(STATUS) == [b"online", b"draining", b"offline"]
         assert msgspec.json.decode(told.said(REPORT)[-1])["state"] == "offline"
         assert not told.local.connected

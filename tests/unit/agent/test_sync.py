@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import itertools
+from collections.abc import AsyncIterator, Callable
 
 from agent.sync import FIRST_RETRY_S, MAX_RETRY_S, Looker
 from cloud_sync.errors import CloudError, FetchError, StoreError
@@ -12,10 +13,16 @@ from tests.support.virtual_time import virtual_time
 DAY_S = 86_400.0
 
 
+def unreachable() -> FetchError:
+    return FetchError("unreachable", "no route")
+
+
 class Looks:
     """A looker whose looks all fail before they begin, and when they were made."""
 
-    def __init__(self, error: Exception, *, look_every_s: float = DAY_S, hint_spread_s: float = 300.0) -> None:
+    def __init__(
+        self, error: Callable[[], Exception], *, look_every_s: float = DAY_S, hint_spread_s: float = 300.0
+    ) -> None:
         self.error = error
         self.at: list[float] = []
         self.problems: list[CloudError] = []
@@ -29,7 +36,7 @@ class Looks:
 
     async def _settings(self) -> SyncSettings:
         self.at.append(asyncio.get_running_loop().time())
-        raise self.error
+        raise self.error()
 
     async def _outcome(self, outcome: SyncOutcome) -> None:
         raise AssertionError(outcome)
@@ -37,7 +44,7 @@ class Looks:
     @property
     def pauses(self) -> list[float]:
         """Seconds between the looks."""
-        return [later - earlier for earlier, later in zip(self.at, self.at[1:], strict=False)]
+        return [later - earlier for earlier, later in itertools.pairwise(self.at)]
 
 
 @contextlib.asynccontextmanager
@@ -53,7 +60,7 @@ async def looking(looks: Looks) -> AsyncIterator[None]:
 
 @virtual_time
 async def test_a_repository_that_cannot_be_read_is_looked_at_again_ever_later_up_to_an_hour() -> None:
-    looks = Looks(FetchError("unreachable", "no route"))
+    looks = Looks(unreachable)
     async with looking(looks):
         await asyncio.sleep(DAY_S)
     assert all(FIRST_RETRY_S <= pause <= MAX_RETRY_S + 1 for pause in looks.pauses)
@@ -64,7 +71,7 @@ async def test_a_repository_that_cannot_be_read_is_looked_at_again_ever_later_up
 
 @virtual_time
 async def test_a_repository_that_is_gone_for_years_ends_nothing() -> None:
-    looks = Looks(FetchError("unreachable", "no route"))
+    looks = Looks(unreachable)
     async with looking(looks):
         await asyncio.sleep(DAY_S * 365)
     assert len(looks.at) > 1100
@@ -72,7 +79,7 @@ async def test_a_repository_that_is_gone_for_years_ends_nothing() -> None:
 
 @virtual_time
 async def test_a_box_that_looks_often_also_tries_again_as_often() -> None:
-    looks = Looks(FetchError("unreachable", "no route"), look_every_s=30.0)
+    looks = Looks(unreachable, look_every_s=30.0)
     async with looking(looks):
         await asyncio.sleep(3600)
     assert max(looks.pauses) <= 31
@@ -80,7 +87,7 @@ async def test_a_box_that_looks_often_also_tries_again_as_often() -> None:
 
 @virtual_time
 async def test_b7_a_disk_that_gives_nothing_is_a_problem_and_not_the_end() -> None:
-    looks = Looks(StoreError("io_error", "disk I/O error"))
+    looks = Looks(lambda: StoreError("io_error", "disk I/O error"))
     async with looking(looks):
         await asyncio.sleep(60)
     assert [problem.code for problem in looks.problems[:1]] == ["io_error"]
@@ -88,7 +95,7 @@ async def test_b7_a_disk_that_gives_nothing_is_a_problem_and_not_the_end() -> No
 
 @virtual_time
 async def test_b19_a_process_that_cannot_be_started_is_a_problem_and_not_the_end() -> None:
-    looks = Looks(BlockingIOError(11, "Resource temporarily unavailable"))
+    looks = Looks(lambda: BlockingIOError(11, "Resource temporarily unavailable"))
     async with looking(looks):
         await asyncio.sleep(60)
     assert looks.problems[0].code == "internal"
@@ -97,7 +104,7 @@ async def test_b19_a_process_that_cannot_be_started_is_a_problem_and_not_the_end
 
 @virtual_time
 async def test_a_hint_brings_the_next_look_forward_to_a_moment_of_the_box_s_own() -> None:
-    looks = Looks(FetchError("unreachable", "no route"), hint_spread_s=10.0)
+    looks = Looks(unreachable, hint_spread_s=10.0)
     async with looking(looks):
         await asyncio.sleep(DAY_S)
         seen = len(looks.at)
