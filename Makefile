@@ -11,7 +11,7 @@ EVERYTHING := --extra generation --extra fleet --extra gateway
 MADE_OF := pyproject.toml tools/setup
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench bench-footprint requirements clean
+.PHONY: help demo test test-system check format bench bench-footprint requirements clean
 
 help: ## Show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 20
@@ -20,7 +20,10 @@ demo: .venv/demo.stamp ## Show the whole flow on this machine, on real parts
 	@$(BIN)/python -m examples.demo $(ARGS)
 
 test: .venv/dev.stamp ## Run every test (ARGS="-k word" picks some)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -m "not quiet_machine" $(ARGS)
+
+test-system: .venv/dev.stamp ## Run the tests that need the machine for themselves
+	@$(BIN)/python -m pytest -m quiet_machine $(ARGS)
 
 check: .venv/dev.stamp ## Lint, formatting, types, import contracts, text rules
 	$(BIN)/ruff check .

@@ -162,6 +162,8 @@ class Daemon:
             return await sync_settings(self.config, state, activation)
 
         async def apply(outcome: SyncOutcome) -> None:
+            for problem in outcome.errors:
+                log.warning("the repository: %s: %s", problem.code, problem.message)
             await state.set_pools(outcome.pools)
             if handoffs is not None:
                 handoffs.set_pools(outcome.pools)

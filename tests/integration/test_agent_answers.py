@@ -6,13 +6,16 @@ import collections
 import contextlib
 import json
 import shutil
+import socket
 import subprocess
 import sys
+import tomllib
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from paho.mqtt.enums import MQTTProtocolVersion
 
@@ -20,7 +23,7 @@ from tests.fakes.samples import INPUTS
 from tests.support.agent_process import AgentProcess
 from tests.support.asker import BASE, Asker
 from tests.support.fleet import SAMPLES, Fleet
-from tests.support.mosquitto import Mosquitto
+from tests.support.mosquitto import Mosquitto, free_port
 from tests.support.waiting import until
 
 SEA = (INPUTS / "sea.json").read_bytes()
@@ -35,7 +38,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
 
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory: pytest.TempPathFactory, broker: Mosquitto, fleet: Fleet) -> Iterator[AgentProcess]:
-    more = "[models.sea-temperature]\nmax_queue = 1000"
+    more = f"[http]\nport = {free_port()}\n[models.sea-temperature]\nmax_queue = 1000"
     with AgentProcess(tmp_path_factory.mktemp("agent"), broker.port, fleet, more) as started:
         with Asker(broker.port, "first") as first:
             first.await_serving(*SAMPLES)
@@ -302,6 +305,40 @@ def test_spillway_ask_says_what_went_wrong_and_fails(agent: AgentProcess) -> Non
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     assert done.returncode == 1
     assert "model_not_found: no such model" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def http(agent: AgentProcess) -> Iterator[httpx.Client]:
+    """Return a client of the agent's HTTP door."""
+    port = tomllib.loads(agent.config.read_text())["http"]["port"]
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+        yield client
+
+
+def test_the_http_door_answers_as_the_other_does(http: httpx.Client) -> None:
+    seven = (INPUTS / "digit-7.png").read_bytes()
+    answer = http.post("/models/digits", content=seven, headers={"Content-Type": "image/png"})
+    assert answer.json()["outputs"][0]["label"] == "7"
+    assert (answer.headers["spillway-route"], answer.headers["spillway-model"]) == ("local", "digits@1")
+    assert http.post("/models/language", json={"inputs": GERMAN}).json()["outputs"][0]["label"] == "de"
+
+
+def test_the_http_door_tells_health_models_and_numbers(http: httpx.Client) -> None:
+    assert http.get("/healthz").text == "ok\n"
+    assert http.get("/readyz").json()["models"] == dict.fromkeys(SAMPLES, "serving")
+    assert [model["id"] for model in http.get("/v1/models").json()["data"]] == sorted(SAMPLES)
+    assert "# TYPE spillway_answers_total counter" in http.get("/metrics").text
+
+
+def test_f8_the_http_door_refuses_what_is_no_request_and_serves_on(http: httpx.Client) -> None:
+    port = http.base_url.port
+    assert port is not None
+    for garbage in (b"\x00" * 1000, b"GET / HTTP/9.9\r\n\r\n", b"POST /models/x HTTP/1.1\r\nX: " + b"y" * (1 << 20)):
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as raw, contextlib.suppress(OSError):
+            raw.sendall(garbage)
+            assert b" 200 " not in raw.recv(4096)
+    assert http.get("/healthz").status_code == 200
+    assert http.post("/models/unheard-of", content=b"x").status_code == 404
 
 
 def test_f3_neither_the_log_nor_the_state_shows_what_was_asked(agent: AgentProcess, asker: Asker) -> None:

@@ -203,6 +203,7 @@ def test_c1_three_kills_of_the_broker_lose_nothing_of_who_asks_again(
     assert_each_answered_alike(asker, asked)
 
 
+@pytest.mark.quiet_machine
 @pytest.mark.parametrize("silent", [{"forth": True, "back": True}, {"forth": False, "back": True}])
 def test_c4_c5_a_network_that_falls_silent_is_noticed_within_one_and_a_half_keepalives_and_nothing_is_lost(
     make_agent: MakeAgent, broker: Mosquitto, asker: Asker, silent: dict[str, bool]
@@ -227,6 +228,7 @@ def test_c4_c5_a_network_that_falls_silent_is_noticed_within_one_and_a_half_keep
         assert agent.stop() == 0
 
 
+@pytest.mark.quiet_machine
 def test_c6_connections_that_are_reset_under_load_lose_no_request(
     make_agent: MakeAgent, broker: Mosquitto, asker: Asker
 ) -> None:
@@ -287,6 +289,7 @@ def test_e1_a_model_that_hangs_is_ended_and_started_again_and_the_others_are_ans
     assert [worker.pid for worker in agent.workers()] != [hung]
 
 
+@pytest.mark.quiet_machine
 def test_c22_a_request_that_waited_at_the_broker_beyond_its_expiry_is_not_answered_as_if_it_were_fresh(
     make_agent: MakeAgent, asker: Asker
 ) -> None:
@@ -365,6 +368,13 @@ def test_a_box_without_any_model_yet_is_ready_and_says_that_it_knows_none(make_a
     until(lambda: asker.retained.get(f"{BASE}/status") == b"online")
     assert asker.answer("digits", SEVEN).code == "model_not_found"
     assert agent.stop() == 0
+
+
+def test_a_group_that_nobody_deploys_to_is_told_in_the_log(make_agent: MakeAgent, asker: Asker) -> None:
+    agent = make_agent(fresh=True)
+    agent.config.write_text(agent.config.read_text().replace(f'"{LONE}"', '"nobodys"'))
+    agent.start()
+    until(lambda: "nobodys" in agent.log.read_text())
 
 
 def test_a30_a_state_database_that_is_garbage_is_set_aside_and_serving_begins_again(

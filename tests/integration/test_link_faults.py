@@ -144,8 +144,11 @@ async def test_c7_a_connack_that_never_comes_is_waited_for_and_tried_again_at_mo
         assert ear.ups == 0
 
 
-@pytest.mark.parametrize("reason", [0x80, 0x85, 0x87, 0x89, 0x9F])
-async def test_c9_a_connection_that_is_refused_is_tried_again(reason: int) -> None:
+async def test_c9_a_connection_that_is_refused_is_tried_again() -> None:
+    await asyncio.gather(*(_refused_at_first(reason) for reason in (0x80, 0x85, 0x87, 0x89, 0x9F)))
+
+
+async def _refused_at_first(reason: int) -> None:
     def at_first(heard: Packet) -> bytes:
         return connack(reason) if heard.kind == CONNECT and heard.connection == 1 else kindly(heard)
 
@@ -153,10 +156,11 @@ async def test_c9_a_connection_that_is_refused_is_tried_again(reason: int) -> No
         assert broker.connections == 2
 
 
-@pytest.mark.parametrize("reasons", [(0x80,), (0x87,), ()])
-async def test_c9_a_subscription_that_is_refused_or_answered_with_nothing_is_asked_for_again(
-    reasons: tuple[int, ...],
-) -> None:
+async def test_c9_a_subscription_that_is_refused_or_answered_with_nothing_is_asked_for_again() -> None:
+    await asyncio.gather(*(_unsubscribed_at_first(reasons) for reasons in ((0x80,), (0x87,), ())))
+
+
+async def _unsubscribed_at_first(reasons: tuple[int, ...]) -> None:
     def at_first(heard: Packet) -> bytes:
         return suback(heard, *reasons) if heard.kind == SUBSCRIBE and heard.connection == 1 else kindly(heard)
 
@@ -214,8 +218,11 @@ MALFORMED = [
 ]
 
 
-@pytest.mark.parametrize("properties", MALFORMED)
-async def test_c17_malformed_properties_end_the_connection_or_nothing_and_never_the_link(properties: bytes) -> None:
+async def test_c17_malformed_properties_end_the_connection_or_nothing_and_never_the_link() -> None:
+    await asyncio.gather(*map(_malformed, MALFORMED))
+
+
+async def _malformed(properties: bytes) -> None:
     async with RawBroker() as broker, listening(broker) as ear:
         await broker.hears(SUBSCRIBE, 1)
         broker.send(publish(b"spillway/kitchen/infer/m", b"x", 1, properties=properties))
@@ -228,10 +235,14 @@ async def test_c17_malformed_properties_end_the_connection_or_nothing_and_never_
                 await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize(
-    "data", [b"\xff\xff\xff\xff\xff\xff", b"\x00\x00", b"\x30\xff\xff\xff\x7f", b"\xf0\x02\x99\x00", b"\x20\x00"]
-)
-async def test_c17_bytes_that_are_no_mqtt_never_end_the_link(data: bytes) -> None:
+NOT_MQTT = [b"\xff\xff\xff\xff\xff\xff", b"\x00\x00", b"\x30\xff\xff\xff\x7f", b"\xf0\x02\x99\x00", b"\x20\x00"]
+
+
+async def test_c17_bytes_that_are_no_mqtt_never_end_the_link() -> None:
+    await asyncio.gather(*map(_not_mqtt, NOT_MQTT))
+
+
+async def _not_mqtt(data: bytes) -> None:
     async with RawBroker() as broker, listening(broker):
         broker.send(data)
         await asyncio.sleep(0.1)

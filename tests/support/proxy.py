@@ -21,13 +21,17 @@ class Proxy:
         self._ends: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
         self.release()
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._accepting.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._accepting.join()
         self._listener.close()
         self.reset()
         self.release()
@@ -50,15 +54,16 @@ class Proxy:
         for end in ends:
             with contextlib.suppress(OSError):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-                end.shutdown(socket.SHUT_RD)
-                end.close()
+                end.shutdown(socket.SHUT_RD)  # wakes the thread that reads it
+            end.close()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
+                self._ends.append(near)
                 far = socket.create_connection(("127.0.0.1", self._target))
-                self._ends += [near, far]
+                self._ends.append(far)
                 for source, sink, gate in ((near, far, self._forth), (far, near, self._back)):
                     threading.Thread(target=_pump, args=(source, sink, gate), daemon=True).start()
 
