@@ -6,42 +6,50 @@ import hashlib
 from pathlib import Path
 from typing import BinaryIO
 
-from cloud_sync.frames import encode_frame, sha256_of
-from cloud_sync.sources import Entry
+import msgspec
+
+from cloud_sync.frames import Encoded, sha256_of
+from cloud_sync.sources import Base, Entry
 
 
 class PackWriter:
-    """Collects the frames of one version in a file; a frame that comes twice is stored once."""
+    """Collects stored frames in a file; a frame that comes twice is stored once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: BinaryIO = path.open("wb")
         self._hash = hashlib.sha256()
-        self._offset = 0
-        self._entries: dict[str, tuple[int, int, str, str]] = {}
+        self._entries: dict[str, Entry] = {}
+        self.stored_bytes = 0
 
-    def add(self, frame: bytes) -> str:
-        """Store a frame and return its SHA-256."""
-        sha256 = sha256_of(frame)
-        if sha256 not in self._entries:
-            codec, stored = encode_frame(frame)
-            self._file.write(stored)
-            self._hash.update(stored)
-            self._entries[sha256] = (self._offset, len(stored), sha256_of(stored), codec)
-            self._offset += len(stored)
-        return sha256
+    def __contains__(self, frame: str) -> bool:
+        """Whether a frame, by its SHA-256, is here."""
+        return frame in self._entries
 
-    @property
-    def stored_bytes(self) -> int:
-        """How long the pack is so far."""
-        return self._offset
+    def add(self, frame: str, encoded: Encoded, base: Base | None = None) -> None:
+        """Store a frame, by its SHA-256, as it was encoded."""
+        if frame in self._entries:
+            return
+        stored = encoded.stored
+        self._file.write(stored)
+        self._hash.update(stored)
+        self._entries[frame] = Entry(
+            pack="",
+            offset=self.stored_bytes,
+            stored=len(stored),
+            sha256=sha256_of(stored),
+            codec=encoded.codec,
+            base=base,
+            exponent_bits=encoded.exponent_bits,
+        )
+        self.stored_bytes += len(stored)
 
-    def close(self) -> tuple[str, dict[str, list[Entry]]]:
-        """End the file; return the pack's SHA-256 and the entries of its frames."""
+    def stored(self, frame: str) -> int:
+        """Return how many bytes a frame takes here; raises KeyError."""
+        return self._entries[frame].stored
+
+    def close(self) -> tuple[str, dict[str, Entry]]:
+        """End the file; return the pack's SHA-256 and the entry of each frame."""
         self._file.close()
         pack = self._hash.hexdigest()
-        entries = {
-            frame: [Entry(pack=pack, offset=offset, stored=stored, sha256=sha256, codec=codec)]
-            for frame, (offset, stored, sha256, codec) in self._entries.items()
-        }
-        return pack, entries
+        return pack, {frame: msgspec.structs.replace(entry, pack=pack) for frame, entry in self._entries.items()}

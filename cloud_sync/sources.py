@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Final
 
 import msgspec
@@ -13,20 +13,34 @@ from models.manifest import is_sha256
 SCHEMA: Final = 1
 MAX_SOURCES_BYTES: Final = 16 << 20
 MAX_STORED_BYTES: Final = (4 << 20) + (64 << 10)
+MAX_BASE_BYTES: Final = 4 << 20
 GAP_BYTES: Final = 64 << 10
 """Bytes between two wanted frames that are cheaper to read than to ask around."""
 RANGE_BYTES: Final = 32 << 20
 """How much one ranged request asks for."""
 
 
-class Entry(msgspec.Struct, frozen=True):
-    """One way to have a frame: `stored` bytes at `offset` of a pack; `sha256` is of the stored bytes."""
+class Base(msgspec.Struct, frozen=True):
+    """Bytes of an earlier version's file, by the file's SHA-256."""
+
+    sha256: str
+    offset: int
+    length: int
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One way to have a frame: `stored` bytes at `offset` of a pack; `sha256` is of the stored bytes.
+
+    Codecs that tell a frame by its difference name their `base`; the sorted ones the `exponent_bits` of its floats.
+    """
 
     pack: str
     offset: int
     stored: int
     sha256: str
     codec: str
+    base: Base | None = None
+    exponent_bits: int = 0
 
 
 class Sources(msgspec.Struct, frozen=True):
@@ -79,8 +93,13 @@ def parse_sources(raw: bytes) -> Sources:
 
 
 def _sound(entry: Entry) -> bool:
-    whole = is_sha256(entry.pack) and is_sha256(entry.sha256)
-    return whole and 0 <= entry.offset < 1 << 62 and 0 < entry.stored <= MAX_STORED_BYTES
+    whole = is_sha256(entry.pack) and is_sha256(entry.sha256) and 0 <= entry.exponent_bits < 16
+    bounded = 0 <= entry.offset < 1 << 62 and 0 < entry.stored <= MAX_STORED_BYTES
+    return whole and bounded and (entry.base is None or _sound_base(entry.base))
+
+
+def _sound_base(base: Base) -> bool:
+    return is_sha256(base.sha256) and 0 <= base.offset < 1 << 62 and 0 < base.length <= MAX_BASE_BYTES
 
 
 def pack_key(pack: str) -> str:
@@ -88,12 +107,18 @@ def pack_key(pack: str) -> str:
     return f"packs/{pack[:2]}/{pack}"
 
 
-def choose_parts(sources: Sources, wanted: dict[str, int], codecs: Iterable[str]) -> list[Part]:
-    """Return the smallest usable entry for each frame (SHA-256 to length); raises TrustError `missing_target`."""
+def choose_parts(
+    sources: Sources, wanted: dict[str, int], codecs: Iterable[str], bases: Container[str] = ()
+) -> list[Part]:
+    """Return the smallest usable entry for each frame (SHA-256 to length); raises TrustError `missing_target`.
+
+    `bases` are the files at hand, by their SHA-256.
+    """
     known = frozenset(codecs)
     parts: list[Part] = []
     for frame, length in wanted.items():
-        usable = [entry for entry in sources.frames.get(frame, []) if entry.codec in known]
+        entries = [entry for entry in sources.frames.get(frame, []) if entry.codec in known]
+        usable = [entry for entry in entries if entry.base is None or entry.base.sha256 in bases]
         if not usable:
             raise TrustError("missing_target", f"no source that this version can read gives frame {frame}")
         parts.append(Part(frame, length, min(usable, key=lambda entry: entry.stored)))

@@ -110,6 +110,17 @@ class Store:
                     found.setdefault(sha256, (self.folder(digest) / entry.path, offset, length))
         return found
 
+    def local_files(self) -> dict[str, Path]:
+        """Return where staged versions hold files, by the SHA-256 that was signed; unverified."""
+        found: dict[str, Path] = {}
+        for digest in self.digests():
+            manifest = self.manifest(digest)
+            for entry in manifest.files if manifest else []:
+                path = self.folder(digest) / entry.path
+                if path.exists():
+                    found.setdefault(entry.sha256, path)
+        return found
+
     def prune(self, keep: set[str]) -> list[str]:
         """Remove the versions that nobody wants; return their digests. `prune_partial` gives the room back."""
         removed = [digest for digest in self.digests() if digest not in keep]

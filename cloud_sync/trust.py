@@ -28,6 +28,8 @@ MAX_SNAPSHOT_BYTES: Final = 2 << 20
 MAX_TARGETS_BYTES: Final = 8 << 20
 MAX_ROOT_ROTATIONS: Final = 1024
 MAX_DELEGATIONS: Final = 32
+ALGORITHMS: Final = ("sha256", "sha512")
+"""The digests that a target may be named by, in the order in which they are taken."""
 ABSENT: Final = frozenset({"not_found", "forbidden"})
 """What a bucket says of an object that is not there; without the right to list it says forbidden."""
 
@@ -111,13 +113,14 @@ class Trust:
     def target(self, path: str, max_bytes: int) -> bytes:
         """Return a signed file's bytes; raises TrustError `missing_target`, `arbitrary_software` or `endless_data`."""
         target = self._signed(path).file
-        sha256 = target.hashes.get("sha256", "")
-        if not sha256:
-            raise TrustError("bad_metadata", f"{path} is signed without a SHA-256")
+        algorithm = next((name for name in ALGORITHMS if target.hashes.get(name)), "")
+        if not algorithm:
+            raise TrustError("bad_metadata", f"{path} is signed without a {' or '.join(ALGORITHMS)}")
+        digest = target.hashes[algorithm]
         if target.length > max_bytes:
             raise TrustError("endless_data", f"{path} is signed with {target.length} bytes, over {max_bytes}")
-        self._used.add(sha256)
-        return self._store.target(sha256) or self._fetch_target(target, sha256)
+        self._used.add(digest)
+        return self._store.target(digest, algorithm) or self._fetch_target(target, digest)
 
     def accept_sequence(self, path: str, sequence: int) -> None:
         """Hold a deployment's sequence against its floor, and raise that; raises TrustError `rollback`."""
@@ -214,14 +217,14 @@ class Trust:
         self._store.save(role, data)
         return data
 
-    def _fetch_target(self, target: TargetFile, sha256: str) -> bytes:
+    def _fetch_target(self, target: TargetFile, digest: str) -> bytes:
         folder, slash, name = target.path.rpartition("/")
-        data = self._read(f"targets/{folder}{slash}{sha256}.{name}", target.length)
+        data = self._read(f"targets/{folder}{slash}{digest}.{name}", target.length)
         try:
             target.verify_length_and_hashes(data)
         except exceptions.LengthOrHashMismatchError as error:
             raise TrustError("arbitrary_software", f"{target.path}: {error}") from error
-        self._store.keep_target(sha256, data)
+        self._store.keep_target(digest, data)
         return data
 
     def _fetch(self, name: str, max_bytes: int) -> bytes:

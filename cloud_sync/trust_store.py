@@ -1,7 +1,7 @@
 """The signed metadata last trusted, kept through power cuts, with a version floor for each role kept twice.
 
-`trust/` holds the metadata files as received, `floor-a.json` and `floor-b.json` (each: a SHA-256 in hex, a
-newline, JSON), and `targets/` with the small signed files by their SHA-256. A damaged file counts as missing.
+`trust/` holds the metadata files as received, `floor.a` and `floor.b` (each: a SHA-256 in hex, a
+newline, JSON), and `targets/` with the small signed files by their digests. A damaged file counts as missing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 from cloud_sync.disk import make_folder, read_whole, write_durably
 
 MAX_FILE_BYTES: Final = 16 << 20
-FLOORS: Final = ("floor-a.json", "floor-b.json")
+FLOORS: Final = ("floor.a", "floor.b")
 
 
 class Floor(msgspec.Struct, frozen=True):
@@ -76,14 +76,14 @@ class TrustStore:
             write_durably(self._folder / name, hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
         self._whole = True
 
-    def target(self, sha256: str) -> bytes | None:
-        """Return a signed file kept by its SHA-256, checked, or None."""
-        data = read_whole(self._targets / sha256, MAX_FILE_BYTES)
-        return data if data is not None and hashlib.sha256(data).hexdigest() == sha256 else None
+    def target(self, digest: str, algorithm: str = "sha256") -> bytes | None:
+        """Return a signed file kept by its digest in hex, checked, or None."""
+        data = read_whole(self._targets / digest, MAX_FILE_BYTES)
+        return data if data is not None and hashlib.new(algorithm, data).hexdigest() == digest else None
 
-    def keep_target(self, sha256: str, data: bytes) -> None:
+    def keep_target(self, digest: str, data: bytes) -> None:
         """Keep a verified signed file for the next pass."""
-        write_durably(self._targets / sha256, data)
+        write_durably(self._targets / digest, data)
 
     def forget_targets(self, keep: set[str]) -> None:
         """Remove the kept files that the last pass did not use."""

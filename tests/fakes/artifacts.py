@@ -6,7 +6,7 @@ import hashlib
 import tempfile
 from pathlib import Path
 
-from cloud_sync.frames import sha256_of
+from cloud_sync.frames import encode_frame, sha256_of
 from cloud_sync.packs import PackWriter
 from cloud_sync.sources import Sources, pack_key, sources_bytes
 from models.manifest import FileEntry, Manifest, Requires, Variant, digest_of, manifest_bytes
@@ -45,10 +45,11 @@ def pack_of(objects: MemoryObjects, files: dict[str, bytes], manifest: bytes, fr
         writer = PackWriter(Path(work) / "pack")
         for data in files.values():
             for at in range(0, len(data), frame_bytes):
-                writer.add(data[at : at + frame_bytes])
+                frame = data[at : at + frame_bytes]
+                writer.add(sha256_of(frame), encode_frame(frame))
         pack, frames = writer.close()
         objects.held[pack_key(pack)] = writer.path.read_bytes()
-    return Sources(1, digest_of(manifest), frames)
+    return Sources(1, digest_of(manifest), {name: [entry] for name, entry in frames.items()})
 
 
 def signed_files(manifest: Manifest, objects: MemoryObjects, files: dict[str, bytes]) -> tuple[bytes, bytes]:

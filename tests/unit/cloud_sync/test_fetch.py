@@ -49,6 +49,7 @@ class Bucket:
     def fetch(self, *, attempts: int = 4) -> None:
         retry = Retry(attempts=attempts, base_s=1.0, sleep=self.pauses.append, random=lambda: 1.0)
         for part, frame in fetch_parts(self.objects, self.parts, retry):
+            assert frame is not None
             assert part.frame not in self.got, "a frame came twice"
             self.got[part.frame] = frame
 

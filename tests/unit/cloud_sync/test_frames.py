@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloud_sync.errors import TrustError
-from cloud_sync.frames import FRAME_BYTES, decode_frame, encode_frame, read_frames
+from cloud_sync.frames import decode_frame, encode_frame, sha256_of
 from cloud_sync.packs import PackWriter
 
 if sys.version_info >= (3, 14):
@@ -22,13 +22,13 @@ else:
 
 @given(st.binary(max_size=5000))
 def test_a_frame_survives_its_codec(frame: bytes) -> None:
-    codec, stored = encode_frame(frame)
+    codec, stored, _ = encode_frame(frame)
     assert decode_frame(codec, stored, len(frame)) == frame
     assert len(stored) <= len(frame)
 
 
 def test_what_does_not_shrink_is_stored_raw() -> None:
-    assert encode_frame(b"x") == ("raw", b"x")
+    assert encode_frame(b"x") == ("raw", b"x", 0)
     assert encode_frame(b"x" * 1000)[0] == "zstd"
 
 
@@ -97,23 +97,17 @@ def test_an_unknown_codec_is_refused_by_name() -> None:
     assert caught.value.code == "unknown_codec"
 
 
-def test_a_file_is_cut_into_frames_of_four_mebibytes(tmp_path: Path) -> None:
-    path = tmp_path / "weights"
-    path.write_bytes(b"w" * (FRAME_BYTES + 5))
-    assert [len(frame) for frame in read_frames(path)] == [FRAME_BYTES, 5]
-    path.write_bytes(b"")
-    assert not list(read_frames(path))
-
-
 def test_a_pack_stores_a_frame_once_and_names_where(tmp_path: Path) -> None:
     writer = PackWriter(tmp_path / "pack")
     frames = [b"a" * 500, b"b", b"a" * 500]
-    names = [writer.add(frame) for frame in frames]
+    names = [sha256_of(frame) for frame in frames]
+    for name, frame in zip(names, frames, strict=True):
+        writer.add(name, encode_frame(frame))
     _, entries = writer.close()
     data = writer.path.read_bytes()
     assert writer.stored_bytes == len(data)
     assert len(entries) == 2
     for name, frame in zip(names, frames, strict=True):
-        entry = entries[name][0]
+        entry = entries[name]
         stored = data[entry.offset : entry.offset + entry.stored]
         assert decode_frame(entry.codec, stored, len(frame)) == frame
