@@ -8,24 +8,19 @@ from typing import Final
 import msgspec
 
 from models.artifact import Artifact
-from models.backends.face import Backend, Tensors, TensorSpec
-from models.body import IMAGES
-from models.errors import ModelError, RequestError
-from models.images import ImageSteps, decode_base64, load_image, parse_steps
+from models.backends.face import Backend, Tensors
 from models.manifest import Manifest
 from models.request import Request
+from models.tasks.pictures import PictureInput, read_pictures
 from models.tasks.task import (
     Prepared,
     TokenlessTask,
-    check_fields,
-    default_function,
     load_labels,
     parse_function,
-    parse_question,
     parse_top_k,
     rank,
     render_results,
-    run_stacked,
+    run_alike,
     scores_of,
 )
 
@@ -39,32 +34,32 @@ class _Options(msgspec.Struct, frozen=True):
 
 
 class ImageClassification(TokenlessTask):
-    """Pixels into the graph's only input; its first output holds the logits."""
+    """Pixels into the graph; `logits`, or its first output, holds a value for each class."""
 
     def __init__(self, artifact: Artifact, backend: Backend) -> None:
         config = artifact.read_json("config.json")
         self._backend = backend
-        self._input = backend.inputs[0]
-        self._last, channels = channels_of(self._input)
-        self._steps: ImageSteps = parse_steps(artifact.read_json("preprocessor_config.json"), channels)
+        self._input = PictureInput(list(backend.inputs), artifact.read_json("preprocessor_config.json"))
         self._labels = load_labels(config)
-        self._function = default_function(config, len(self._labels) or 2)
-        self._output = backend.outputs[0].name
+        names = [spec.name for spec in backend.outputs]
+        self._output = "logits" if "logits" in names else names[0]
+        classes = backend.outputs[names.index(self._output)].shape[-1:] or (None,)
+        single = (len(self._labels) or classes[0] or 2) == 1
+        multi = config.get("problem_type") == "multi_label_classification"
+        self._function = "sigmoid" if multi or single else "softmax"
 
     def prepare(self, request: Request) -> Prepared:
         """Decode the images; raises RequestError."""
-        if request.content_type in IMAGES:
-            return Prepared(items=[self._item(request.body, "body")], options=self._options({}))
-        question = parse_question(request, _PARAMETERS)
-        options = self._options(question.parameters)
-        many = isinstance(question.inputs, list)
-        texts = check_fields(question.inputs if many else [question.inputs], str, "an image in base64")
-        items = [self._item(decode_base64(text, field), field) for field, text in texts]
-        return Prepared(items=items, many=many, options=options)
+        pictures = read_pictures(request, _PARAMETERS)
+        options = _Options(
+            parse_top_k(pictures.parameters, DEFAULT_TOP_K), parse_function(pictures.parameters, self._function)
+        )
+        items = [self._input.prepare(data, field)[0] for field, data in pictures.files]
+        return Prepared(items=items, many=pictures.many, options=options)
 
     def run(self, items: Sequence[Tensors]) -> list[Tensors]:
-        """Answer a batch of images of one size."""
-        return run_stacked(self._backend, items)
+        """Answer a batch of images; those of another size than the one before run apart from it."""
+        return run_alike(self._backend, items)
 
     def interpret(self, prepared: Prepared, results: Sequence[Tensors]) -> bytes:
         """Return the labels of each image, best first."""
@@ -73,28 +68,6 @@ class ImageClassification(TokenlessTask):
             rank(scores_of(result[self._output], options.function), self._labels, options.top_k) for result in results
         ]
         return render_results(prepared, outputs)
-
-    def _options(self, parameters: dict[str, object]) -> _Options:
-        return _Options(parse_top_k(parameters, DEFAULT_TOP_K), parse_function(parameters, self._function))
-
-    def _item(self, data: bytes, field: str) -> Tensors:
-        pixels = load_image(data, self._steps, field)
-        pixels = pixels.transpose(1, 2, 0) if self._last else pixels
-        wanted = self._input.shape[1:]
-        if any(size is not None and size != got for size, got in zip(wanted, pixels.shape, strict=True)):
-            message = f"{field}: the model takes {list(wanted)}, the image gives {list(pixels.shape)}"
-            raise RequestError("bad_request", message)
-        return {self._input.name: pixels.astype(self._input.dtype, copy=False)}
-
-
-def channels_of(spec: TensorSpec) -> tuple[bool, int]:
-    """Return (whether channels come last, their number) of an input for images; raises ModelError."""
-    if len(spec.shape) != 4:
-        raise ModelError(f"input {spec.name} of {len(spec.shape)} dimensions takes no images")
-    for last, size in ((False, spec.shape[1]), (True, spec.shape[3])):
-        if size in {1, 3}:
-            return last, size
-    return False, 3
 
 
 def build(artifact: Artifact, backend: Backend, manifest: Manifest) -> ImageClassification:

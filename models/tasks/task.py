@@ -17,18 +17,21 @@ from models.request import Dialect, Request
 
 _T = TypeVar("_T")
 MAX_LABELS: Final = 1 << 20
+TEXT_OR_JSON: Final = "text/plain, or application/json with `inputs` a text"
 
 
 class Prepared(msgspec.Struct):
     """A request made ready: `items` are the graph's inputs, one for each input of the asker, without a batch axis.
 
-    `many` is whether the asker sent a list; `options` are the task's own; `tokens` are the tokens of all items.
+    `many` is whether the asker sent a list; `options` are the task's own; `tokens` are the tokens of all items;
+    `content_type` is the answer's.
     """
 
     items: list[Tensors]
     many: bool = False
     options: Any = None
     tokens: int = 0
+    content_type: str = JSON
 
 
 class Task(Protocol):
@@ -77,12 +80,12 @@ class Question(msgspec.Struct):
 _question = msgspec.json.Decoder(Question)
 
 
-def parse_question(request: Request, known: frozenset[str]) -> Question:
-    """Decode a JSON body in the Hugging Face form whose parameters are among `known`."""
+def parse_question(request: Request, known: frozenset[str], takes: str = "application/json") -> Question:
+    """Decode a JSON body in the Hugging Face form whose parameters are among `known`; `takes` tells what is taken."""
     if request.dialect is Dialect.OPENAI:
         raise RequestError("bad_request", "messages: this model does not chat")
     if request.content_type != JSON:
-        raise RequestError("bad_request", f"content type: {request.content_type} is not what this model takes")
+        raise RequestError("bad_request", f"content type: expected {takes}, got {request.content_type}")
     try:
         question = _question.decode(request.body)
     except type_errors as error:
@@ -94,13 +97,29 @@ def parse_question(request: Request, known: frozenset[str]) -> Question:
     return question
 
 
-def parse_top_k(parameters: Mapping[str, Any], default: int) -> int | None:
+def parse_top_k(parameters: Mapping[str, Any], default: int | None) -> int | None:
     """Return how many labels are asked for; None means all of them."""
     value = parameters.get("top_k", default)
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise RequestError("bad_request", f"parameters.top_k: expected a whole number above 0, got {value!r:.40}")
+    return value
+
+
+def parse_share(parameters: Mapping[str, Any], name: str, default: float) -> float:
+    """Return a parameter that is a number from 0 to 1."""
+    value = parameters.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise RequestError("bad_request", f"parameters.{name}: expected a number from 0 to 1, got {value!r:.40}")
+    return float(value)
+
+
+def parse_whole(parameters: Mapping[str, Any], name: str, default: int) -> int:
+    """Return a parameter that is a whole number above 0."""
+    value = parameters.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise RequestError("bad_request", f"parameters.{name}: expected a whole number above 0, got {value!r:.40}")
     return value
 
 
@@ -158,6 +177,20 @@ def run_stacked(backend: Backend, items: Sequence[Tensors]) -> list[Tensors]:
     """Run items of equal shapes as one batch along a new first axis."""
     feeds = {name: np.stack([item[name] for item in items]) for name in items[0]}
     return split_rows(backend.run(feeds), len(items))
+
+
+def run_alike(backend: Backend, items: Sequence[Tensors]) -> list[Tensors]:
+    """Run items in order, as one batch those that follow each other with equal shapes."""
+    results: list[Tensors] = []
+    at = 0
+    while at < len(items):
+        shapes = {name: values.shape for name, values in items[at].items()}
+        end = at + 1
+        while end < len(items) and {name: values.shape for name, values in items[end].items()} == shapes:
+            end += 1
+        results += run_stacked(backend, items[at:end])
+        at = end
+    return results
 
 
 def split_rows(results: Tensors, rows: int) -> list[Tensors]:

@@ -1,9 +1,14 @@
-"""tensors: any graph by the Open Inference Protocol v2 in JSON (https://github.com/kserve/open-inference-protocol)."""
+"""tensors: any graph by the Open Inference Protocol v2 (https://github.com/kserve/open-inference-protocol).
+
+Tensors stand in JSON, or after it as bytes: the protocol's binary extension. NaN and infinities are refused in
+questions and are the model's failure in answers.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import struct
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -12,7 +17,8 @@ from numpy.typing import NDArray
 
 from models.artifact import Artifact
 from models.backends.face import Backend, Tensors, TensorSpec
-from models.body import parse_failure, type_errors
+from models.body import JSON, OCTETS, framed_octets, parse_failure, split_octets, type_errors
+from models.channel import MAX_FRAME_BYTES
 from models.errors import RequestError
 from models.manifest import Manifest
 from models.request import Dialect, Request
@@ -34,30 +40,47 @@ _DTYPES: Final = {
     "FP64": "float64",
     "BYTES": "object",
 }
+_TEXT_SIZE: Final = struct.Struct("<I")
 _DATATYPES: Final = {dtype: datatype for datatype, dtype in _DTYPES.items()}
 _KINDS: Final = {"b": "b", "i": "iu", "u": "iu", "f": "iuf", "O": "U"}
 """numpy's kind of a tensor -> the kinds of JSON values that it takes."""
+
+
+class _Size(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    binary_data_size: int | None = None
+
+
+class _Form(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    binary_data: bool | None = None
+
+
+class _Forms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    binary_data_output: bool = False
 
 
 class _Tensor(msgspec.Struct):
     name: str
     shape: list[int]
     datatype: str
-    data: list[Any]
+    data: list[Any] | None = None
+    parameters: _Size = _Size()
 
 
 class _Wanted(msgspec.Struct):
     name: str
+    parameters: _Form = _Form()
 
 
 class _Inference(msgspec.Struct):
     inputs: list[_Tensor]
     outputs: list[_Wanted] = []
+    parameters: _Forms = _Forms()
     id: str | None = None
 
 
 class _Options(msgspec.Struct, frozen=True):
-    outputs: list[str]
+    outputs: dict[str, bool]
+    """Each wanted output, and whether as bytes."""
     ident: str | None
 
 
@@ -78,12 +101,14 @@ class TensorsTask(TokenlessTask):
         """Check every tensor against the graph; raises RequestError that names it, what it takes and what came."""
         if request.dialect is not Dialect.OPEN_INFERENCE:
             raise RequestError("bad_request", "inputs: this model takes tensors with name, shape and datatype")
+        head, rest = split_octets(request.body) if request.content_type == OCTETS else (request.body, memoryview(b""))
         try:
-            asked = _inference.decode(request.body)
+            asked = _inference.decode(head)
         except type_errors as error:
             raise parse_failure("body", error) from None
-        options = _Options(outputs=self._wanted(asked.outputs), ident=asked.id)
-        return Prepared(items=[self._feeds(asked.inputs)], options=options)
+        options = _Options(outputs=self._wanted(asked), ident=asked.id)
+        kind = OCTETS if any(options.outputs.values()) else JSON
+        return Prepared(items=[self._feeds(asked.inputs, rest)], options=options, content_type=kind)
 
     def run(self, items: Sequence[Tensors]) -> list[Tensors]:
         """Run each request's tensors as they are."""
@@ -95,41 +120,105 @@ class TensorsTask(TokenlessTask):
         answer: dict[str, object] = dict(self._head)
         if options.ident is not None:
             answer["id"] = options.ident
-        answer["outputs"] = [_render(name, results[0][name]) for name in options.outputs]
-        return _encoder.encode(answer)
+        raw: list[bytes] = []
+        _check_answer(results[0], options.outputs)
+        answer["outputs"] = [
+            _render_raw(name, results[0][name], raw) if binary else _render(name, results[0][name])
+            for name, binary in options.outputs.items()
+        ]
+        head = _encoder.encode(answer)
+        return framed_octets(head, b"".join(raw)) if any(options.outputs.values()) else head
 
-    def _wanted(self, outputs: Sequence[_Wanted]) -> list[str]:
-        for at, output in enumerate(outputs):
+    def _wanted(self, asked: _Inference) -> dict[str, bool]:
+        default = asked.parameters.binary_data_output
+        for at, output in enumerate(asked.outputs):
             if output.name not in self._outputs:
                 message = f"outputs[{at}].name: {output.name[:80]!r} is none of {', '.join(self._outputs)}"
                 raise RequestError("bad_request", message)
-        return [output.name for output in outputs] or self._outputs
+        forms = {wanted.name: wanted.parameters.binary_data for wanted in asked.outputs}
+        forms = forms or dict.fromkeys(self._outputs)
+        return {name: default if binary is None else binary for name, binary in forms.items()}
 
-    def _feeds(self, tensors: Sequence[_Tensor]) -> Tensors:
+    def _feeds(self, tensors: Sequence[_Tensor], rest: memoryview) -> Tensors:
         feeds: Tensors = {}
         for at, tensor in enumerate(tensors):
             field = f"inputs[{at}]"
             if tensor.name not in self._inputs or tensor.name in feeds:
                 message = f"{field}.name: {tensor.name[:80]!r} is unknown or twice; expected {', '.join(self._inputs)}"
                 raise RequestError("bad_request", message)
-            feeds[tensor.name] = _array(tensor, self._inputs[tensor.name], field)
+            raw, rest = _own_bytes(tensor, rest, field)
+            feeds[tensor.name] = _array(tensor, self._inputs[tensor.name], field, raw)
+        if len(rest):
+            raise RequestError("bad_request", f"body: {len(rest)} bytes after the last tensor belong to none")
         if missing := self._inputs.keys() - feeds.keys():
             raise RequestError("bad_request", f"inputs: {min(missing)!r} is missing")
         return feeds
 
 
-def _array(tensor: _Tensor, spec: TensorSpec, field: str) -> NDArray[Any]:
+def _own_bytes(tensor: _Tensor, rest: memoryview, field: str) -> tuple[memoryview | None, memoryview]:
+    """Return (a tensor's own bytes, what follows); None where its values stand in JSON."""
+    size = tensor.parameters.binary_data_size
+    if (size is None) == (tensor.data is None):
+        message = f"{field}.data: expected either data or parameters.binary_data_size"
+        raise RequestError("bad_request", message)
+    if size is None:
+        return None, rest
+    if not 0 <= size <= len(rest):
+        where = f"{field}.parameters.binary_data_size"
+        raise RequestError("bad_request", f"{where}: {size} bytes are claimed, {len(rest)} are left in the body")
+    return rest[:size], rest[size:]
+
+
+def _array(tensor: _Tensor, spec: TensorSpec, field: str, raw: memoryview | None) -> NDArray[Any]:
     """Return a tensor's numbers in the graph's type and shape; raises RequestError."""
     expected = _DATATYPES[spec.dtype]
     if tensor.datatype != expected:
         raise RequestError("bad_request", f"{field}.datatype: expected {expected}, got {tensor.datatype[:40]!r}")
     _check_shape(tensor.shape, spec, field)
-    values = _values(tensor, spec.dtype, field)
     elements = math.prod(tensor.shape)
+    if raw is not None:
+        return _unpacked(raw, spec.dtype, elements, field).reshape(tensor.shape)
+    values = _values(tensor, spec.dtype, field)
     if values.size != elements:
         message = f"{field}.data: expected {elements} values for the shape {tensor.shape}, got {values.size}"
         raise RequestError("bad_request", message)
     return values.reshape(tensor.shape)
+
+
+def _unpacked(raw: memoryview, dtype: str, elements: int, field: str) -> NDArray[Any]:
+    """Return the values of raw bytes, little-endian and in the order of the shape."""
+    if dtype == "object":
+        return _texts(raw, elements, field)
+    wanted = np.dtype(dtype).newbyteorder("<")
+    if len(raw) != elements * wanted.itemsize:
+        where = f"{field}.parameters.binary_data_size"
+        raise RequestError("bad_request", f"{where}: expected {elements * wanted.itemsize}, got {len(raw)}")
+    if wanted.kind == "b" and len(raw) and np.frombuffer(raw, np.uint8).max() > 1:
+        raise RequestError("bad_request", f"{field}: a BOOL is one byte of 0 or 1")
+    values = np.frombuffer(raw, wanted)
+    if wanted.kind == "f" and not np.isfinite(values).all():
+        raise RequestError("bad_request", f"{field}: a value is not a number or infinite")
+    # A copy of its own: the runtimes ask for memory that is laid out for their type.
+    return values.astype(dtype)
+
+
+def _texts(raw: memoryview, elements: int, field: str) -> NDArray[Any]:
+    """Return BYTES: each element's length (u32, little-endian), then its text in UTF-8."""
+    texts: list[str] = []
+    at = 0
+    while at < len(raw) and len(texts) < elements:
+        (size,) = _TEXT_SIZE.unpack_from(raw, at) if at + _TEXT_SIZE.size <= len(raw) else (len(raw),)
+        at += _TEXT_SIZE.size
+        if size > len(raw) - at:
+            raise RequestError("bad_request", f"{field}: the text {len(texts)} ends beyond its bytes")
+        try:
+            texts.append(str(raw[at : at + size], "utf-8"))
+        except UnicodeDecodeError as error:
+            raise RequestError("bad_request", f"{field}: the text {len(texts)} is not UTF-8") from error
+        at += size
+    if len(texts) != elements or at != len(raw):
+        raise RequestError("bad_request", f"{field}: the bytes hold not exactly {elements} texts")
+    return np.asarray(texts, object)
 
 
 def _check_shape(shape: Sequence[int], spec: TensorSpec, field: str) -> None:
@@ -161,6 +250,30 @@ def _values(tensor: _Tensor, dtype: str, field: str) -> NDArray[Any]:
     if wanted.kind == "f" and not np.isfinite(converted).all():
         raise RequestError("bad_request", f"{field}.data: a value is too large for {tensor.datatype}")
     return converted.ravel()
+
+
+def _check_answer(result: Tensors, forms: Mapping[str, bool]) -> None:
+    """Refuse what no frame to the agent holds, before it is written out; in JSON an element has two letters or more."""
+    least = sum(result[name].nbytes if binary else 2 * result[name].size for name, binary in forms.items())
+    if least > MAX_FRAME_BYTES:
+        message = f"the answer has {least} bytes or more, over the limit of {MAX_FRAME_BYTES}"
+        raise RequestError("model_failed", message)
+
+
+def _render_raw(name: str, values: NDArray[Any], raw: list[bytes]) -> dict[str, object]:
+    """Describe an output and add its bytes."""
+    datatype = _DATATYPES.get(values.dtype.name)
+    if datatype is None:
+        raise RequestError("model_failed", f"output {name} is of a type that the protocol has no name for")
+    check_finite(values)
+    if datatype == "BYTES":
+        texts = [str(text).encode() for text in values.ravel()]
+        data = b"".join(_TEXT_SIZE.pack(len(text)) + text for text in texts)
+    else:
+        data = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+    raw.append(data)
+    shape, size = list(values.shape), {"binary_data_size": len(data)}
+    return {"name": name, "datatype": datatype, "shape": shape, "parameters": size}
 
 
 def _render(name: str, values: NDArray[Any]) -> dict[str, object]:

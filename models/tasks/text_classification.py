@@ -1,23 +1,23 @@
-"""text-classification: texts into labels with scores. A text over the model's length is refused, never cut."""
+"""text-classification: texts, or pairs of them, into labels with scores, as the Hugging Face pipeline has it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import msgspec
-import numpy as np
 
 from models.artifact import Artifact
 from models.backends.face import Backend, Tensors
 from models.body import TEXT
-from models.errors import ModelError, RequestError
+from models.errors import RequestError
 from models.manifest import Manifest
 from models.request import Request
 from models.tasks.task import (
+    TEXT_OR_JSON,
     Prepared,
-    check_fields,
     default_function,
+    json_name,
     load_labels,
     parse_function,
     parse_question,
@@ -25,13 +25,12 @@ from models.tasks.task import (
     rank,
     render_results,
     scores_of,
-    split_rows,
 )
-from models.tokens import MAX_TOKENIZER_BYTES, Tokenizer, Tokens
+from models.tasks.texts import Field, TextTask
+from models.tokens import Text
 
 DEFAULT_TOP_K: Final = 1
 _PARAMETERS: Final = frozenset({"top_k", "function_to_apply"})
-_INPUTS: Final = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class _Options(msgspec.Struct, frozen=True):
@@ -39,66 +38,26 @@ class _Options(msgspec.Struct, frozen=True):
     function: str
 
 
-class TextClassification:
-    """Token numbers into the graph, `logits` out of it; `context_tokens` 0 takes the bound of `config.json`."""
+class TextClassification(TextTask):
+    """Token numbers into the graph, `logits` out of it."""
 
     def __init__(self, artifact: Artifact, backend: Backend, context_tokens: int) -> None:
-        config = artifact.read_json("config.json")
-        self.tokenizer = Tokenizer(artifact.read("tokenizer.json", MAX_TOKENIZER_BYTES))
-        self.context_tokens = context_tokens or _whole(config.get("max_position_embeddings"))
-        self.longest_token_bytes = self.tokenizer.longest_token_bytes
-        self.extra_tokens = len(self.tokenizer.encode("").ids)
-        self._backend = backend
-        self._dtypes = {spec.name: spec.dtype for spec in backend.inputs}
-        if unknown := self._dtypes.keys() - set(_INPUTS):
-            raise ModelError(f"text-classification has nothing for the graph's input {min(unknown)!r}")
-        self._pad = _whole(config.get("pad_token_id"))
-        self._labels = load_labels(config)
-        self._output = backend.outputs[0].name
-        self._function = default_function(config, len(self._labels) or 2)
+        super().__init__(artifact, backend, context_tokens)
+        self._labels = load_labels(self.config)
+        self._output = next((spec.name for spec in backend.outputs if spec.name == "logits"), backend.outputs[0].name)
+        self._function = default_function(self.config, len(self._labels) or 2)
 
     def count(self, request: Request) -> int:
         """Return the tokens of the longest text."""
-        texts, _ = self._read(request)
-        return max(self._length(text) for _, text in texts)
+        fields, _ = self._read(request)
+        return max(self.length(field.text) for field in fields)
 
     def prepare(self, request: Request) -> Prepared:
         """Count and check each text; raises RequestError, `too_large` for one that the model cannot hold."""
-        texts, prepared = self._read(request)
-        for field, text in texts:
-            self._check_fits(self.tokenizer.least_tokens(text), field)
-        encoded = self.tokenizer.encode_batch([text for _, text in texts])
-        for (field, _), tokens in zip(texts, encoded, strict=True):
-            self._check_fits(len(tokens.ids), field)
-        prepared.items = [_item(tokens) for tokens in encoded]
-        prepared.tokens = sum(len(tokens.ids) for tokens in encoded)
+        fields, prepared = self._read(request)
+        prepared.items = self.encode(fields)
+        prepared.tokens = sum(item["input_ids"].size for item in prepared.items)
         return prepared
-
-    def _length(self, text: str) -> int:
-        """Return a text's tokens, or fewer where they are too many anyway and counting would take long."""
-        least = self.tokenizer.least_tokens(text)
-        return least if 0 < self.context_tokens < least else len(self.tokenizer.encode(text).ids)
-
-    def _check_fits(self, tokens: int, field: str) -> None:
-        if 0 < self.context_tokens < tokens:
-            message = f"{field}: {tokens} tokens or more are over the model's {self.context_tokens}"
-            raise RequestError("too_large", message)
-
-    def run(self, items: Sequence[Tensors]) -> list[Tensors]:
-        """Answer a batch of texts, the shorter ones padded and masked."""
-        if "attention_mask" not in self._dtypes and len({item["input_ids"].size for item in items}) > 1:
-            return [self._run([item])[0] for item in items]
-        return self._run(items)
-
-    def _run(self, items: Sequence[Tensors]) -> list[Tensors]:
-        longest = max(item["input_ids"].size for item in items)
-        fill = {"input_ids": self._pad, "attention_mask": 0, "token_type_ids": 0}
-        feeds: Tensors = {}
-        for name, dtype in self._dtypes.items():
-            feeds[name] = np.full((len(items), longest), fill[name], dtype=dtype)
-            for row, item in enumerate(items):
-                feeds[name][row, : item[name].size] = item[name]
-        return split_rows(self._backend.run(feeds), len(items))
 
     def interpret(self, prepared: Prepared, results: Sequence[Tensors]) -> bytes:
         """Return the labels of each text, best first."""
@@ -108,27 +67,38 @@ class TextClassification:
         ]
         return render_results(prepared, outputs)
 
-    def _read(self, request: Request) -> tuple[list[tuple[str, str]], Prepared]:
+    def _read(self, request: Request) -> tuple[list[Field], Prepared]:
         """Return the texts with the names of their fields, and what is to be prepared."""
         if request.content_type == TEXT:
-            return [("body", request.body.decode())], Prepared(items=[], options=self._options({}))
-        question = parse_question(request, _PARAMETERS)
+            return [Field("body", request.body.decode())], Prepared(items=[], options=self._options({}))
+        question = parse_question(request, _PARAMETERS, TEXT_OR_JSON)
         many = isinstance(question.inputs, list)
-        texts = check_fields(question.inputs if many else [question.inputs], str, "a text")
-        return texts, Prepared(items=[], many=many, options=self._options(question.parameters))
+        values = question.inputs if many else [question.inputs]
+        fields = [_field(value, f"inputs[{at}]" if len(values) > 1 else "inputs") for at, value in enumerate(values)]
+        return fields, Prepared(items=[], many=many, options=self._options(question.parameters))
 
-    def _options(self, parameters: dict[str, object]) -> _Options:
+    def _options(self, parameters: Mapping[str, Any]) -> _Options:
         return _Options(parse_top_k(parameters, DEFAULT_TOP_K), parse_function(parameters, self._function))
 
 
-def _item(tokens: Tokens) -> Tensors:
-    ids = np.asarray(tokens.ids, dtype=np.int64)
-    types = np.asarray(tokens.types, dtype=np.int64)
-    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": types}
+def _field(value: object, name: str) -> Field:
+    if isinstance(value, str):
+        return Field(name, value)
+    if not isinstance(value, dict):
+        raise RequestError("bad_request", f"{name}: expected a text, got {json_name(value)}")
+    for part in value.keys() - {"text", "text_pair"}:
+        raise RequestError("bad_request", f"{name}.{part[:80]}: is not known; a pair has text and text_pair")
+    return Field(name, _pair(value, name))
 
 
-def _whole(value: object) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
+def _pair(value: Mapping[str, object], name: str) -> Text:
+    """Return a pair; one whose second text is empty is a single text, as `transformers` has it."""
+    text, pair = value.get("text"), value.get("text_pair")
+    if not isinstance(text, str):
+        raise RequestError("bad_request", f"{name}.text: expected a text, got {json_name(text)}")
+    if pair is not None and not isinstance(pair, str):
+        raise RequestError("bad_request", f"{name}.text_pair: expected a text, got {json_name(pair)}")
+    return (text, pair) if pair else text
 
 
 def build(artifact: Artifact, backend: Backend, manifest: Manifest) -> TextClassification:

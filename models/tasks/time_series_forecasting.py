@@ -21,10 +21,11 @@ from models.tasks.task import (
     json_name,
     parse_question,
     render_results,
-    run_stacked,
+    run_alike,
 )
 
 _PARAMETERS: Final[frozenset[str]] = frozenset()
+_TAKES: Final = "application/json with `inputs` a list of numbers, oldest first, or a list of such lists"
 
 
 class TimeSeriesForecasting(TokenlessTask):
@@ -42,7 +43,7 @@ class TimeSeriesForecasting(TokenlessTask):
 
     def prepare(self, request: Request) -> Prepared:
         """Check each series; raises RequestError that names it, what was expected and what was got."""
-        inputs = parse_question(request, _PARAMETERS).inputs
+        inputs = parse_question(request, _PARAMETERS, _TAKES).inputs
         many = _depth(inputs) > (2 if self._rows else 1)
         series = inputs if many else [inputs]
         fields = [f"inputs[{at}]" for at in range(len(series))] if many else ["inputs"]
@@ -51,16 +52,7 @@ class TimeSeriesForecasting(TokenlessTask):
 
     def run(self, items: Sequence[Tensors]) -> list[Tensors]:
         """Answer a batch; series of another length than the one before run apart from it."""
-        results: list[Tensors] = []
-        at = 0
-        while at < len(items):
-            length = items[at][self._input.name].shape
-            end = at + 1
-            while end < len(items) and items[end][self._input.name].shape == length:
-                end += 1
-            results += run_stacked(self._backend, items[at:end])
-            at = end
-        return results
+        return run_alike(self._backend, items)
 
     def interpret(self, prepared: Prepared, results: Sequence[Tensors]) -> bytes:
         """Return the list of the next values of each series."""
