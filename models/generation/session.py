@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -13,15 +14,21 @@ from models.answer import render_chat, render_chunk, render_outputs, render_text
 from models.artifact import Artifact
 from models.channel import Piece
 from models.errors import ModelError, RequestError, failure_of
+from models.generation.budget import cache_bytes
 from models.generation.chat import ChatTemplate, Message, load_template
-from models.generation.options import Wish, parse_wish
-from models.generation.runtime import GenaiRuntime, Runtime
+from models.generation.control import ControlTokens
+from models.generation.guided import Grammars
+from models.generation.layout import read_layout
+from models.generation.opening import open_runtime
+from models.generation.options import Sampling, Wish, parse_wish
+from models.generation.runtime import Event, Matcher, Runtime, Text
 from models.generation.stops import StopWatch
 from models.generation.writing import Writing
 from models.manifest import Manifest
 from models.request import Dialect, Request
-from models.tokens import MAX_TOKENIZER_BYTES, Tokenizer
+from models.tokens import Tokenizer, load_tokenizer
 
+_LIKELIEST: Final = Sampling(temperature=0.0)
 DEFAULT_SHARE: Final = 4
 """An asker who names no length may have this part of the context, where the model's folder names none."""
 
@@ -53,9 +60,11 @@ class _Job(msgspec.Struct):
     chat: bool
     max_tokens: int
     prompts: deque[_Prompt]
+    matchers: deque[Matcher | None]
     tokens_in: int
     ident: str
     created: int
+    text: Text | None = None
     writing: Writing | None = None
     prefix: str = ""
     texts: list[str] = []
@@ -68,6 +77,8 @@ class _Job(msgspec.Struct):
 class GenerationSession:
     """A generating model with at most `slots` requests in the making at once."""
 
+    fallbacks: Sequence[str] = ()
+
     def __init__(
         self,
         runtime: Runtime,
@@ -78,15 +89,21 @@ class GenerationSession:
         slots: int,
         context_tokens: int = 0,
         default_max_tokens: int = 0,
+        sampling: Sampling = _LIKELIEST,
     ) -> None:
         self._runtime = runtime
         self._tokenizer = tokenizer
+        self._control = ControlTokens(tokenizer)
+        self._grammars = Grammars(tokenizer, runtime.end_tokens)
         self._template = template
         self._model = model
+        self._sampling = sampling
         self._jobs: dict[int, _Job] = {}
         self.capacity = max(1, slots)
         self.context_tokens = min(runtime.context_tokens, context_tokens or runtime.context_tokens)
-        self.default_max_tokens = default_max_tokens or max(1, self.context_tokens // DEFAULT_SHARE)
+        self.default_max_tokens = min(
+            default_max_tokens or -(-self.context_tokens // DEFAULT_SHARE), self.context_tokens
+        )
         self.longest_token_bytes = tokenizer.longest_token_bytes
         self.extra_tokens = self._length(self._source_of_text("", full=False))
 
@@ -111,41 +128,44 @@ class GenerationSession:
         wish = parse_wish(request)
         max_tokens = wish.max_tokens or self.default_max_tokens
         prompts = [self._encode(source, max_tokens) for source in self._sources(wish)]
-        self._jobs[ticket] = _Job(
+        matchers = [self._grammars.matcher(wish.guide) if wish.guide else None for _ in prompts]
+        job = _Job(
             ticket=ticket,
             wish=wish,
             stream=request.stream,
             chat=request.dialect is Dialect.OPENAI,
             max_tokens=max_tokens,
             prompts=deque(prompts),
+            matchers=deque(matchers),
             tokens_in=sum(len(prompt.tokens) for prompt in prompts),
             ident=f"chatcmpl-{uuid.uuid4().hex}",
             created=int(time.time()),
         )
+        self._jobs[ticket] = job
+        self._begin(job)
 
     def cancel(self, ticket: int) -> bool:
         """Let go of a request and its memory at once."""
-        return self._jobs.pop(ticket, None) is not None
+        job = self._jobs.pop(ticket, None)
+        if job is not None and job.text is not None:
+            self._runtime.stop(job.text)
+        return job is not None
 
     def step(self) -> list[Piece]:
-        """Move every text on by a token; of those that have none yet, one computes its prompt in each step."""
-        pieces: list[Piece] = []
+        """Move every text on by a token; of those that have none yet, one computes a part of its prompt."""
+        started = time.perf_counter()
         batch = len(self._jobs)
-        begun = False
-        for job in list(self._jobs.values()):
-            if job.writing is None or job.writing.tokens == 0:
-                if begun:
-                    continue
-                begun = True
-            said = self._advance(job, batch)
-            if said and said[-1].final:
-                del self._jobs[job.ticket]
-            pieces += said
-        return pieces
+        events = self._runtime.step()
+        spent_ms = (time.perf_counter() - started) * 1000
+        for job in self._jobs.values():
+            job.compute_ms += spent_ms
+        owners = {job.text: job for job in self._jobs.values()}
+        return [piece for event in events for piece in self._take(owners[event.text], event, batch)]
 
     def close(self) -> None:
-        """Let go of everything in the making."""
+        """Let go of everything in the making, and of the model."""
         self._jobs.clear()
+        self._runtime.close()
 
     def _sources(self, wish: Wish) -> list[_Source]:
         if wish.messages:
@@ -155,27 +175,29 @@ class GenerationSession:
     def _source_of_text(self, text: str, *, full: bool) -> _Source:
         """Template a plain text as one message of a user, or take it as it is where the model does not chat."""
         prefix = text if full else ""
+        guarded = self._control.guard(text)
         if self._template is None:
-            return _Source(text, special=True, prefix=prefix)
+            return _Source(guarded, special=True, prefix=prefix)
         # The template writes the special tokens itself.
-        return _Source(self._template.render([Message("user", text)]), special=False, prefix=prefix)
+        return _Source(self._template.render([Message("user", guarded)]), special=False, prefix=prefix)
 
     def _source_of_messages(self, messages: list[Message]) -> _Source:
         if self._template is None:
             raise RequestError("bad_request", "messages: this model continues texts and does not chat")
-        return _Source(self._template.render(messages), special=False)
+        guarded = [message.mapped(self._control.guard) for message in messages]
+        return _Source(self._template.render(guarded), special=False)
 
     def _length(self, source: _Source) -> int:
         """Return a prompt's tokens, or fewer where they are too many anyway and counting would take long."""
         least = self._tokenizer.least_tokens(source.text)
         if least > self.context_tokens:
             return least
-        return len(self._tokenizer.encode(source.text, special=source.special).ids)
+        return len(self._control.encode(source.text, special=source.special))
 
     def _encode(self, source: _Source, max_tokens: int) -> _Prompt:
         """Return a prompt that fits the context with its answer; raises RequestError."""
         self._check_fits(self._tokenizer.least_tokens(source.text), max_tokens)
-        tokens = self._tokenizer.encode(source.text, special=source.special).ids
+        tokens = self._control.encode(source.text, special=source.special)
         if not tokens:
             raise RequestError("bad_request", "inputs: the text has no tokens")
         self._check_fits(len(tokens), max_tokens)
@@ -188,52 +210,63 @@ class GenerationSession:
             )
             raise RequestError("too_large", message)
 
-    def _advance(self, job: _Job, batch: int) -> list[Piece]:
-        """Compute one token of a job; return what there is to say."""
-        started = time.perf_counter()
-        failure: RequestError | None = None
-        text = ""
-        try:
-            text = self._write(job)
-        except Exception as error:  # noqa: BLE001 - one text, whatever it trips over, must cost only itself
-            failure = failure_of(error)
-        job.compute_ms += (time.perf_counter() - started) * 1000
+    def _begin(self, job: _Job) -> None:
+        """Start the next of a job's texts."""
+        prompt = job.prompts.popleft()
+        job.prefix = prompt.prefix
+        job.text = Text(
+            prompt=prompt.tokens,
+            max_tokens=job.max_tokens,
+            sampling=job.wish.sampling.over(self._sampling),
+            matcher=job.matchers.popleft(),
+        )
+        job.writing = Writing(
+            self._tokenizer.stream(),
+            StopWatch(job.wish.stops),
+            end_tokens=self._runtime.end_tokens,
+            max_tokens=job.max_tokens,
+        )
+        self._runtime.start(job.text)
+
+    def _take(self, job: _Job, event: Event, batch: int) -> list[Piece]:
+        """Take a job's next token, or the error that ends it; return what there is to say."""
+        failure, text = event.failure, ""
+        if failure is None:
+            try:
+                text = self._write(job, event.token)
+            except Exception as error:  # noqa: BLE001 - one text, whatever it trips over, must cost only itself
+                self._runtime.stop(event.text)
+                failure = error
         if failure is not None:
-            return [_piece(job, batch, code=failure.code, message=failure.message)]
+            del self._jobs[job.ticket]
+            told = failure_of(failure)
+            return [_piece(job, batch, code=told.code, message=told.message)]
         if job.writing is None and not job.prompts:
+            del self._jobs[job.ticket]
             *bodies, last = self._last_bodies(job, text)
             return [*(_piece(job, batch, body=body, final=False) for body in bodies), _piece(job, batch, body=last)]
+        if job.writing is None:
+            self._begin(job)
         if not (job.stream and text):
             return []
         body = self._chunk(job, text) if job.chat else render_text(text)
         job.sent = True
         return [_piece(job, batch, body=body, final=False)]
 
-    def _write(self, job: _Job) -> str:
-        """Compute one token and return its text; a finished text is put with the job's others."""
-        writing = job.writing or self._begin(job)
-        before = writing.tokens
-        text = writing.step()
-        job.tokens_out += writing.tokens - before
-        text = job.prefix + text if before == 0 < writing.tokens else text
+    def _write(self, job: _Job, token: int) -> str:
+        """Return the text that a token makes certain; a finished text is put with the job's others."""
+        writing, text = job.writing, job.text
+        assert writing is not None
+        assert text is not None
+        piece = writing.push(token)
+        job.tokens_out += 1
+        piece = job.prefix + piece if writing.tokens == 1 else piece
         if writing.finish_reason:
+            self._runtime.stop(text)
             job.texts.append(job.prefix + writing.text)
             job.finish_reason = writing.finish_reason
-            job.writing = None
-        return text
-
-    def _begin(self, job: _Job) -> Writing:
-        prompt = job.prompts.popleft()
-        generation = self._runtime.start(prompt.tokens, job.max_tokens, job.wish.sampling)
-        job.prefix = prompt.prefix
-        job.writing = Writing(
-            generation,
-            self._tokenizer.stream(),
-            StopWatch(job.wish.stops),
-            end_tokens=self._runtime.end_tokens,
-            max_tokens=job.max_tokens,
-        )
-        return job.writing
+            job.writing = job.text = None
+        return piece
 
     def _last_bodies(self, job: _Job, text: str) -> list[bytes]:
         """Return the whole answer, or what ends a stream."""
@@ -289,18 +322,24 @@ def _piece(job: _Job, batch: int, *, body: bytes = b"", final: bool = True, code
 
 
 def open_generation(artifact: Artifact, manifest: Manifest, *, threads: int, slots: int) -> GenerationSession:
-    """Open a folder of onnxruntime-genai's layout; raises ModelError."""
+    """Open a folder with a decoder, as onnxruntime-genai or Optimum lay it out; raises ModelError."""
     if manifest.task != "text-generation":
         raise ModelError(f"the task {manifest.task!r} cannot be done with the format {manifest.format}")
-    tokenizer = Tokenizer(artifact.read("tokenizer.json", MAX_TOKENIZER_BYTES))
-    settings = artifact.read_json("generation_config.json")
-    wanted = settings.get("max_new_tokens")
+    layout = read_layout(artifact)
+    runtime = open_runtime(
+        artifact,
+        layout,
+        threads=threads,
+        seats=max(1, slots),
+        max_bytes=cache_bytes(manifest, artifact.files),
+        context_tokens=manifest.limits.context_tokens,
+    )
     return GenerationSession(
-        GenaiRuntime(artifact, threads=threads),
-        tokenizer,
+        runtime,
+        load_tokenizer(artifact),
         load_template(artifact),
         model=manifest.name,
         slots=slots,
-        context_tokens=manifest.limits.context_tokens,
-        default_max_tokens=wanted if isinstance(wanted, int) and wanted > 0 else 0,
+        default_max_tokens=layout.max_new_tokens,
+        sampling=layout.sampling,
     )

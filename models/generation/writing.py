@@ -1,27 +1,17 @@
-"""One text in the making: tokens in, text out, up to its end, a stop string or its length."""
+"""One text in the making: tokens in, text out, up to its end, a stop string or its length. Pure: no I/O, no clock."""
 
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
 
-from models.generation.runtime import Generation
 from models.generation.stops import StopWatch
 from models.tokens import TextStream
 
 
 class Writing:
-    """A running generation and the text that it has given; `finish_reason` is OpenAI's, empty while it runs."""
+    """The text that tokens have given so far; `finish_reason` is OpenAI's, empty while it runs."""
 
-    def __init__(
-        self,
-        generation: Generation,
-        stream: TextStream,
-        watch: StopWatch,
-        *,
-        end_tokens: AbstractSet[int],
-        max_tokens: int,
-    ) -> None:
-        self._generation = generation
+    def __init__(self, stream: TextStream, watch: StopWatch, *, end_tokens: AbstractSet[int], max_tokens: int) -> None:
         self._stream = stream
         self._watch = watch
         self._end_tokens = end_tokens
@@ -30,11 +20,8 @@ class Writing:
         self.tokens = 0
         self.finish_reason = ""
 
-    def step(self) -> str:
-        """Compute one token and return the text that it makes certain; raises ModelError, RequestError."""
-        token = self._generation.step()
-        if token is None:
-            return ""
+    def push(self, token: int) -> str:
+        """Take the next token and return the text that it makes certain; raises RequestError."""
         self.tokens += 1
         if token in self._end_tokens:
             piece = self._finish("stop")
