@@ -50,9 +50,13 @@ class Artifact:
             raise ModelError(f"the artifact needs {names[0]!r}; of files like it, it has {len(found)}")
         return found[0]
 
-    def check(self, path: str) -> None:
+    def check(self, path: str, max_bytes: int | None = None) -> None:
         """Raise unless a file can be opened as one of the artifact's, for runtimes that insist on opening it."""
-        os.close(self._open(path))
+        descriptor = self._open(path)
+        size = os.fstat(descriptor).st_size
+        os.close(descriptor)
+        if max_bytes is not None and size > max_bytes:
+            raise ModelError(f"{path!r} is over its limit of {max_bytes} bytes")
 
     def read(self, path: str, max_bytes: int) -> bytes:
         """Return a file's bytes."""

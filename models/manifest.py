@@ -45,13 +45,17 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     batch: int = 1
 
 
-class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A recorded question and answer; numbers in `expected` may differ by `tolerance`."""
+class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A recorded question and answer; numbers in `expected` may differ by `tolerance`.
+
+    `variants` names those that it was recorded on and is asked of; none means all.
+    """
 
     content_type: str
     body: bytes
     expected: msgspec.Raw
     tolerance: float
+    variants: list[str] = []
 
 
 class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -165,6 +169,11 @@ def variant_files(manifest: Manifest, variant: Variant) -> list[FileEntry]:
     return [entry for entry in manifest.files if entry.path in wanted]
 
 
+def variant_golden(manifest: Manifest, variant: str) -> list[Golden]:
+    """Return the golden samples that a variant must reproduce."""
+    return [golden for golden in manifest.golden if not golden.variants or variant in golden.variants]
+
+
 def _lack(requires: Requires, box: BoxFacts) -> str | None:
     if requires.architectures and box.architecture not in requires.architectures:
         return f"asks for {' or '.join(requires.architectures)}"
@@ -201,6 +210,8 @@ def _check(manifest: Manifest) -> None:
     _require(manifest.budget.memory_mb >= 0, "budget.memory_mb", "is below 0")
     for number, golden in enumerate(manifest.golden):
         _require(0 <= golden.tolerance < math.inf, f"golden[{number}].tolerance", "is no tolerance")
+        known = set(golden.variants) <= {variant.name for variant in manifest.variants}
+        _require(known, f"golden[{number}].variants", "name a variant that is not there")
 
 
 def _check_files(files: list[FileEntry]) -> None:

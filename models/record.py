@@ -7,12 +7,13 @@ from typing import Final
 
 import msgspec
 
+from models.artifact import Artifact
 from models.body import parse_body
 from models.channel import Piece
 from models.errors import ModelError, RequestError
-from models.manifest import Golden, Manifest, Variant
-from models.request import Request
-from models.session import Session, open_session
+from models.manifest import Golden, Manifest, Variant, variant_golden
+from models.request import GraphInput, Request
+from models.session import Session, open_graph, open_session
 
 _TICKET: Final = -1
 
@@ -55,12 +56,23 @@ def warm(session: Session, manifest: Manifest) -> None:
 def record_golden(
     folder: Path, manifest: Manifest, variant: Variant | None = None, *, threads: int = 1
 ) -> list[Golden]:
-    """Return the manifest's golden samples with `expected` as this machine answers them; raises ModelError."""
-    session = open_session(folder, manifest, variant or manifest.variants[0], threads=threads, slots=1)
+    """Return the variant's golden samples with `expected` as this machine answers them; raises ModelError."""
+    asked = variant or manifest.variants[0]
+    session = open_session(folder, manifest, asked, threads=threads, slots=1)
     try:
         return [
             msgspec.structs.replace(golden, expected=msgspec.Raw(answer_golden(session, manifest, golden)))
-            for golden in manifest.golden
+            for golden in variant_golden(manifest, asked.name)
         ]
     finally:
         session.close()
+
+
+def graph_inputs(folder: Path, manifest: Manifest, variant: Variant) -> list[GraphInput]:
+    """Return what a variant's graph takes; raises ModelError."""
+    with Artifact(folder, variant.files) as artifact:
+        backend = open_graph(artifact, manifest.format, threads=1)
+    try:
+        return [GraphInput(spec.name, spec.dtype, spec.shape) for spec in backend.inputs]
+    finally:
+        backend.close()

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -15,17 +15,26 @@ from cloud_sync.errors import CloudError
 from cloud_sync.fleet.deploy import Wish, deploy, public_key
 from cloud_sync.fleet.enrol import Enrolment, enrol
 from cloud_sync.fleet.errors import FleetError
+from cloud_sync.fleet.evaluate import Trying, evaluate
 from cloud_sync.fleet.home import ROLES, FleetConfig, Home, Lifetimes
 from cloud_sync.fleet.initialise import initialise
+from cloud_sync.fleet.kinds import TASKS
+from cloud_sync.fleet.optimize import optimize
 from cloud_sync.fleet.pool_key import make_pool_key
 from cloud_sync.fleet.progress import Progress
-from cloud_sync.fleet.publish import publish
+from cloud_sync.fleet.publish import Wanted, publish
 from cloud_sync.fleet.refresh import refresh
 from cloud_sync.fleet.rotate import rotate
 from cloud_sync.fleet.show import show
+from cloud_sync.fleet.telling import lines_of
 from cloud_sync.objects import StorageSettings
+from models.optimize.recipes import STEPS
 
 Report = dict[str, Any]
+
+_MAX_DROP: Final = (
+    "how much worse than the first variant another may be: 0.01 is a hundredth of accuracy, or 1 %% of error"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,26 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print_error(options, "disk", str(error))
         return 1
     _print(options, report)
-    return 0
+    return 1 if report.get("refused") else 0
 
 
 def _print(options: argparse.Namespace, report: Report) -> None:
     if options.json:
         print(msgspec.json.encode(report).decode())
         return
-    for line in _lines(report):
+    for line in lines_of(report):
         print(line)
-
-
-def _lines(value: Report, indent: str = "") -> list[str]:
-    lines: list[str] = []
-    for name, item in value.items():
-        if isinstance(item, dict) and item:
-            lines += [f"{indent}{name}:", *_lines(item, indent + "  ")]
-        else:
-            text = item if isinstance(item, str) else msgspec.json.encode(item).decode()
-            lines.append(f"{indent}{name}: {text}")
-    return lines
 
 
 def _print_error(options: argparse.Namespace, code: str, message: str) -> None:
@@ -84,13 +82,15 @@ def _parser() -> argparse.ArgumentParser:
 
     _init_arguments(command("init", _init, "make keys, a certificate authority and an empty repository"))
     _publish_arguments(command("publish", _publish, "publish a folder as a version of a model"))
+    _evaluate_arguments(command("evaluate", _evaluate, "measure a model's variants on a labelled set, side by side"))
+    _optimize_arguments(command("optimize", _optimize, "make smaller and faster variants of a model's ONNX graphs"))
     _deploy_arguments(command("deploy", _deploy, "decide what a group's boxes run"))
     _enrol_arguments(command("enrol", _enrol, "make a box's key, certificate and settings"))
     pool = command("pool-key", _pool_key, "make the key pair of a pool of gateways")
-    pool.add_argument("name")
+    pool.add_argument("name", help="the pool's name, as boxes' configurations give it")
     pool.add_argument("--out", type=Path, required=True, help="file for the private key")
     command("refresh", _refresh, "sign again what runs out; run it daily")
-    command("rotate", _rotate, "give a role a new key").add_argument("role", choices=ROLES)
+    command("rotate", _rotate, "give a role a new key").add_argument("role", choices=ROLES, help="whose key is changed")
     command("show", _show, "show what is published and deployed")
     return parser
 
@@ -99,36 +99,106 @@ def _init_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", nargs="?", type=Path, help="the fleet's folder, instead of --home")
     parser.add_argument("--repository", required=True, help="file:///folder or s3://bucket/prefix")
     parser.add_argument("--endpoint", default="", help="S3 endpoint URL, for a store that is not AWS")
-    parser.add_argument("--region", default="")
+    parser.add_argument("--region", default="", help="S3 region (default: the environment's)")
     parser.add_argument("--credentials", default="", help="AWS credentials file (default: the environment)")
-    parser.add_argument("--profile", default="default")
+    parser.add_argument("--profile", default="default", help="profile in the credentials file (default: default)")
     for role in ROLES:
         days = getattr(Lifetimes(), role)
         parser.add_argument(f"--{role}-days", type=int, default=days, help=f"life of a signature (default: {days})")
 
 
 def _publish_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="the model's files and spillway.toml")
-    parser.add_argument("--name", required=True)
-    parser.add_argument("--version", required=True)
-    parser.add_argument("--threads", type=int, default=1, help="threads to record golden answers with")
-    parser.add_argument("--dry-run", action="store_true", help="do all but upload and sign")
+    parser.add_argument("folder", type=Path, help="a model's folder as it was exported, or one .onnx or .tflite file")
+    parser.add_argument("--name", default="", help="the model's name on boxes (default: the folder's)")
+    parser.add_argument("--version", default="", help="the version's name (default: the next number)")
+    _folder_arguments(parser)
+    parser.add_argument(
+        "--golden",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a question (.json, .txt, .png, .jpg, .wav) that boxes must answer as this machine does; `none` for none "
+        "(default: one that fits the task)",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help="evaluate on this labelled set first, and publish what passes the gate",
+    )
+    parser.add_argument("--max-drop", type=float, metavar="SHARE", help=_MAX_DROP)
+    parser.add_argument("--threads", type=int, default=1, help="threads to answer with here (default: 1)")
+    parser.add_argument(
+        "--since",
+        nargs="*",
+        metavar="VERSION",
+        help="make delta packs against these earlier versions; none for no deltas (default: what deployments name)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show what would be published; upload and sign nothing")
+
+
+def _folder_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how a model's folder is read."""
+    parser.add_argument("--task", default="", help=f"what the model does (default: by its files): {', '.join(TASKS)}")
+    parser.add_argument(
+        "--variants",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="NAME,NAME",
+        help="which precisions, best first: `default` for model.onnx, `int8` for model_int8.onnx (default: full "
+        "precision, one of 8 bits, one of 4)",
+    )
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="a model's folder, or one .onnx or .tflite file")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        required=True,
+        help="JSON lines with inputs (or file, or messages) and label",
+    )
+    _folder_arguments(parser)
+    parser.add_argument("--threads", type=int, default=1, help="threads for the runtime (default: 1)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture of the comparison here, as SVG")
+    parser.add_argument("--max-drop", type=float, metavar="SHARE", help=_MAX_DROP)
+
+
+def _optimize_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="a model's folder, or one .onnx file")
+    parser.add_argument("--out", type=Path, required=True, help="new folder for the model with its variants")
+    parser.add_argument(
+        "--variants",
+        type=lambda text: text.split(","),
+        required=True,
+        metavar="STEP,STEP+STEP",
+        help=f"what to make, each of {', '.join(STEPS)} or several joined by +; `pruned-30` prunes 30 percent",
+    )
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="JSON lines with inputs, for int8-static; labels are not read"
+    )
+    parser.add_argument("--task", default="", help="what the model does (default: by its files)")
 
 
 def _deploy_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("group")
-    parser.add_argument("models", nargs="*", metavar="MODEL=VERSION")
+    parser.add_argument("group", help="the group of boxes, as their configurations name it")
+    parser.add_argument("models", nargs="*", metavar="MODEL=VERSION", help="what they shall run from now on")
     parser.add_argument("--share", type=float, default=100.0, help="percent of the group's boxes (default: 100)")
     parser.add_argument("--window", default="", help="when boxes may change over, for instance 02:00-04:00")
-    parser.add_argument("--remove", action="append", default=[], metavar="MODEL")
-    parser.add_argument("--halt", action="append", default=[], metavar="MODEL")
-    parser.add_argument("--resume", action="append", default=[], metavar="MODEL")
-    parser.add_argument("--pool", action="append", default=[], metavar="NAME=KEY", help="public key, or its file")
-    parser.add_argument("--remove-pool", action="append", default=[], metavar="NAME")
+    changes = {
+        "--remove": ("MODEL", "let no box of the group run it any more"),
+        "--halt": ("MODEL", "let no further box take its new version"),
+        "--resume": ("MODEL", "go on after --halt"),
+        "--pool": ("NAME=KEY", "let boxes hand off to a pool: its public key, or the file that `pool-key` wrote"),
+        "--remove-pool": ("NAME", "let no box hand off to it any more"),
+    }
+    for option, (metavar, text) in changes.items():
+        parser.add_argument(option, action="append", default=[], metavar=metavar, help=text)
 
 
 def _enrol_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("device")
+    parser.add_argument("device", help="the box's name")
     parser.add_argument("--out", type=Path, required=True, help="folder for the box's files")
     parser.add_argument(
         "--group", action="append", default=[], help="a group of the box; the first decides first (default: all)"
@@ -149,14 +219,43 @@ def _init(options: argparse.Namespace) -> Report:
 
 
 def _publish(options: argparse.Namespace) -> Report:
-    return publish(
-        Home(options.home),
-        options.folder,
-        options.name,
-        options.version,
-        progress=Progress(quiet=options.json),
-        dry_run=options.dry_run,
+    wanted = Wanted(
+        path=options.folder,
+        name=options.name,
+        version=options.version,
+        task=options.task,
+        variants=options.variants,
+        since=options.since,
+        golden=options.golden,
+        data=options.data,
+        max_drop=options.max_drop,
         threads=options.threads,
+        dry_run=options.dry_run,
+    )
+    return publish(Home(options.home), wanted, Progress(quiet=options.json))
+
+
+def _evaluate(options: argparse.Namespace) -> Report:
+    trying = Trying(
+        path=options.folder,
+        data=options.data,
+        task=options.task,
+        variants=options.variants,
+        max_drop=options.max_drop,
+        plot=options.plot,
+        threads=options.threads,
+    )
+    return evaluate(trying, Progress(quiet=options.json))
+
+
+def _optimize(options: argparse.Namespace) -> Report:
+    return optimize(
+        options.folder,
+        options.out,
+        options.variants,
+        calibration=options.calibration,
+        task=options.task,
+        progress=Progress(quiet=options.json),
     )
 
 

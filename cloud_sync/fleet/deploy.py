@@ -23,7 +23,7 @@ from cloud_sync.deployment import (
 from cloud_sync.fleet.errors import FleetError
 from cloud_sync.fleet.home import Home
 from cloud_sync.fleet.pool_key import kid_of
-from cloud_sync.fleet.repository import Draft, edit, time_text
+from cloud_sync.fleet.repository import Draft, edit, load, time_text
 from models.manifest import is_name, is_version
 
 
@@ -45,7 +45,16 @@ def deploy(home: Home, group: str, wish: Wish) -> dict[str, Any]:
     """Sign the group's next deployment and return it; raises FleetError."""
     if not is_name(group):
         raise FleetError(f"{group!r} is no name of a group")
+    draft = load(home, home.open_objects(), now=datetime.now(UTC))
+    before = current_deployment(draft, group)
+    if before is not None and _wished(draft, group, wish, before) == before:
+        return {"nothing to change": f"{group} is deployed so already", **_told(before)}
     return edit(home, lambda draft: _deploy(draft, group, wish))
+
+
+def _told(deployment: Deployment) -> dict[str, Any]:
+    report: dict[str, Any] = msgspec.to_builtins(deployment)
+    return report
 
 
 def current_deployment(draft: Draft, group: str) -> Deployment | None:
@@ -74,7 +83,19 @@ def public_key(text: str) -> str:
 
 def _deploy(draft: Draft, group: str, wish: Wish) -> dict[str, Any]:
     before = current_deployment(draft, group)
-    models = dict(before.models) if before else {}
+    wished = _wished(
+        draft, group, wish, before or Deployment(schema=SCHEMA, group=group, sequence=0, issued="", models={})
+    )
+    issued = time_text(datetime.now(UTC))
+    after = msgspec.structs.replace(wished, sequence=wished.sequence + 1, issued=issued)
+    draft.add_target("deployments", f"deployments/{group}.json", deployment_bytes(after))
+    parse_deployment(deployment_bytes(after), group)
+    return _told(after)
+
+
+def _wished(draft: Draft, group: str, wish: Wish, before: Deployment) -> Deployment:
+    """Return the deployment with what was wished for, its number and date as before; raises FleetError."""
+    models = dict(before.models)
     for model, version in wish.versions.items():
         models[model] = _rollout(draft, model, version, models.get(model), wish)
     for model in wish.remove:
@@ -82,18 +103,7 @@ def _deploy(draft: Draft, group: str, wish: Wish) -> dict[str, Any]:
         del models[model]
     for model, halt in [*((model, True) for model in wish.halt), *((model, False) for model in wish.resume)]:
         models[model] = msgspec.structs.replace(_known(models, model, group), halt=halt)
-    after = Deployment(
-        schema=SCHEMA,
-        group=group,
-        sequence=(before.sequence if before else 0) + 1,
-        issued=time_text(datetime.now(UTC)),
-        models=models,
-        pools=_pools(before.pools if before else [], wish),
-    )
-    draft.add_target("deployments", f"deployments/{group}.json", deployment_bytes(after))
-    parse_deployment(deployment_bytes(after), group)
-    report: dict[str, Any] = msgspec.to_builtins(after)
-    return report
+    return msgspec.structs.replace(before, models=models, pools=_pools(before.pools, wish))
 
 
 def _known(models: dict[str, Rollout], model: str, group: str) -> Rollout:

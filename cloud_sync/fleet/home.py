@@ -66,6 +66,11 @@ class Home:
         """The root metadata that boxes pin."""
         return self.folder / "root.json"
 
+    @property
+    def exists(self) -> bool:
+        """Whether a fleet was made here."""
+        return (self.folder / "fleet.json").is_file()
+
     def config(self) -> FleetConfig:
         """Read `fleet.json`; raises FleetError."""
         path = self.folder / "fleet.json"
