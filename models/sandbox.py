@@ -9,8 +9,9 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -65,10 +66,11 @@ def memory_bytes(budget_mb: int, box_bytes: int) -> int:
     return int(box_bytes * MEMORY_SHARE)
 
 
-def confine(folder: Path, *, memory_mb: int) -> list[str]:
+def confine(folder: Path, *, memory_mb: int, devices: Sequence[str] = (), reads: Sequence[str] = ()) -> list[str]:
     """Confine this process, for good, to reading one artifact; return what could not be done and why.
 
-    It must have a single thread: only those that it starts afterwards are confined with it.
+    It must have a single thread: only those that it starts afterwards are confined with it. `devices` are the
+    accelerators that it may use (with `*` for several), `reads` what their drivers read.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall.restype = ctypes.c_long
@@ -80,8 +82,9 @@ def confine(folder: Path, *, memory_mb: int) -> list[str]:
     _attempt(missing, "dumps", lambda: _prctl(libc, _PR_SET_DUMPABLE, 0))
     _attempt(missing, "privileges", lambda: _prctl(libc, _PR_SET_NO_NEW_PRIVS, 1))
     if version:
-        _attempt(missing, "files", lambda: landlock.restrict(libc, version, readable(folder)))
-    filtered = _attempt(missing, "system calls", lambda: _filter(libc))
+        nodes = device_nodes(devices)
+        _attempt(missing, "files", lambda: landlock.restrict(libc, version, [*readable(folder), *reads], devices=nodes))
+    filtered = _attempt(missing, "system calls", lambda: _filter(libc, writing=bool(devices)))
     return missing + landlock.lacking(version, filtered=filtered)
 
 
@@ -92,6 +95,12 @@ def readable(folder: Path) -> list[str]:
     # ONNX Runtime looks for accelerators and complains where it may not.
     buses = [str(path) for path in Path("/sys/devices").glob("pci*")]
     return [*packages, str(Path(__file__).parent), *_SYSTEM, *buses, str(folder)]
+
+
+def device_nodes(patterns: Iterable[str]) -> list[str]:
+    """Return the devices that the patterns stand for; what is no device is left out."""
+    found = {path for pattern in patterns for path in Path("/").glob(pattern.lstrip("/"))}
+    return sorted(str(path) for path in found if stat.S_ISCHR(path.stat().st_mode))
 
 
 def _attempt(missing: list[str], what: str, step: Callable[[], None]) -> bool:
@@ -110,7 +119,7 @@ def _expect_one_thread() -> None:
 
 
 def _limit_memory(budget_mb: int) -> None:
-    """Bound private writable memory; weights that are mapped read-only do not count."""
+    """Bound private writable memory; ONNX Runtime maps weights so that they count, LiteRT so that they do not."""
     box = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     _lower(resource.RLIMIT_DATA, memory_bytes(budget_mb, box))
 
@@ -134,12 +143,12 @@ def _prctl(libc: ctypes.CDLL, option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-def _filter(libc: ctypes.CDLL) -> None:
+def _filter(libc: ctypes.CDLL, *, writing: bool) -> None:
     """Refuse the system calls that no model needs; raises OSError, or ValueError on an unknown architecture."""
     machine = os.uname().machine
     if machine not in seccomp.ARCHITECTURES:
         raise ValueError(f"no filter is written for {machine}")
-    code = seccomp.program(machine, os.getpid())
+    code = seccomp.program(machine, os.getpid(), writing=writing)
     loaded = _Program(len(code) // seccomp.INSTRUCTION_BYTES, code)
     if libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(loaded), 0, 0) < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

@@ -47,7 +47,8 @@ class Check(msgspec.Struct, frozen=True):
 
 _THREAD: Final = 0x00010000
 _NAMESPACES: Final = 0x7E020000
-_WRITING: Final = 0o1 | 0o2 | 0o100 | 0o1000
+_CREATING: Final = 0o100 | 0o1000
+_WRITING: Final = 0o1 | 0o2 | _CREATING
 _TERMINAL_INPUT: Final = 0x5412
 
 # Call by call its number on x86-64 and on aarch64, -1 where it has none.
@@ -193,8 +194,8 @@ _CHECKED: Final = {
 }
 
 
-def _checks(pid: int) -> dict[str, Check]:
-    """Return what a checked call must carry; `pid` is the worker's own."""
+def _checks(pid: int, writing: int) -> dict[str, Check]:
+    """Return what a checked call must carry; `pid` is the worker's own, `writing` the refused bits of an opening."""
     ourselves = Check(0, pid)
     return {
         # Threads, and neither processes nor namespaces.
@@ -205,8 +206,8 @@ def _checks(pid: int) -> dict[str, Check]:
         "rt_sigqueueinfo": ourselves,
         "rt_tgsigqueueinfo": ourselves,
         "tgkill": ourselves,
-        "open": Check(1, 0, _WRITING),
-        "openat": Check(2, 0, _WRITING),
+        "open": Check(1, 0, writing),
+        "openat": Check(2, 0, writing),
         "prlimit64": Check(0, 0),
         # What the socket to the agent takes; an address would be somebody else's.
         "sendto": Check(4, 0, wide=True),
@@ -217,10 +218,13 @@ def _checks(pid: int) -> dict[str, Check]:
 _UNREADABLE: Final = {"clone3": (435, 435), "openat2": (437, 437)}
 
 
-def program(machine: str, pid: int) -> bytes:
-    """Return the filter for a machine in `ARCHITECTURES`; raises KeyError for another."""
+def program(machine: str, pid: int, *, writing: bool = False) -> bytes:
+    """Return the filter for a machine in `ARCHITECTURES`; raises KeyError for another.
+
+    `writing` lets files be opened for writing, for a process that must write to devices and to nothing else.
+    """
     column = list(ARCHITECTURES).index(machine)
-    checks = _checks(pid)
+    checks = _checks(pid, _CREATING if writing else _WRITING)
     code: list[Instruction] = [
         (_LOAD, 0, 0, 4),
         (_EQUAL, 1, 0, ARCHITECTURES[machine]),

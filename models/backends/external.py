@@ -6,6 +6,7 @@ onnx.proto3 under which a tensor can lie, so that every such name is known befor
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from typing import Final
 
@@ -27,10 +28,11 @@ _FIELDS: Final[dict[str, dict[int, str]]] = {
 }
 
 
-def external_files(graph: bytes) -> set[str]:
+def external_files(graph: bytes | mmap.mmap) -> set[str]:
     """Return the paths that the graph's tensors name; raises ModelError for bytes that are no graph."""
     found: set[str] = set()
-    _search(memoryview(graph), "model", 0, found)
+    with memoryview(graph) as view:
+        _search(view, "model", 0, found)
     return found
 
 
@@ -50,6 +52,9 @@ def _location(entry: memoryview) -> Iterator[str]:
     """Give the value of a key-value entry whose key is `location`."""
     pair = {number: bytes(part) for number, part in _parts(entry)}
     if pair.get(1) == b"location":
+        # ONNX Runtime takes its own mark for an address in memory.
+        if b"_ORT_MEM_ADDR_" in pair.get(2, b""):
+            raise ModelError("the graph names memory in place of a file")
         try:
             yield pair.get(2, b"").decode()
         except UnicodeDecodeError as error:

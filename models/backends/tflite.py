@@ -5,6 +5,7 @@ Quantised inputs and outputs are numbers with a scale and a zero point; tasks se
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -13,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.artifact import Artifact
+from models.backend_settings import Delegate, TfliteSettings, option_texts
 from models.backends.face import Tensors, TensorSpec
 from models.errors import ModelError
 
 try:
-    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType, load_delegate
 except ImportError:
-    from tflite_runtime.interpreter import Interpreter
+    from tflite_runtime.interpreter import Interpreter, OpResolverType, load_delegate
 
 MAX_GRAPH_BYTES: Final = (2 << 30) - 1
 """Flat buffers end here."""
@@ -36,16 +38,24 @@ class _Slot(msgspec.Struct, frozen=True):
 
 
 class TfliteBackend:
-    """One interpreter; it runs in one thread at a time."""
+    """One interpreter; it runs in one thread at a time. `fallbacks` says why delegates were left out."""
 
-    def __init__(self, graph: bytes, *, threads: int) -> None:
+    def __init__(self, graph: str, *, threads: int, settings: TfliteSettings | None = None) -> None:
+        settings = settings or TfliteSettings()
+        self.fallbacks: list[str] = []
+        delegates = [made for delegate in settings.delegates if (made := self._delegate(delegate)) is not None]
         try:
-            self._interpreter = Interpreter(model_content=graph, num_threads=threads)
-            self._interpreter.allocate_tensors()
+            self._interpreter = _open(graph, threads, delegates, xnnpack=settings.xnnpack)
         except Exception as error:  # the runtime raises whatever its C++ side meets
-            raise ModelError(f"LiteRT refuses the graph: {str(error)[:300]}") from error
-        self._entering = [_slot(detail) for detail in self._interpreter.get_input_details()]
-        self._leaving = [_slot(detail) for detail in self._interpreter.get_output_details()]
+            if not delegates:
+                raise ModelError(f"LiteRT refuses the graph: {str(error)[:300]}") from error
+            self.fallbacks.append(f"delegates: the graph does not open with them: {str(error)[:300]}")
+            self._interpreter = _open_plain(graph, threads, xnnpack=settings.xnnpack)
+        try:
+            self._entering = [_slot(detail) for detail in self._interpreter.get_input_details()]
+            self._leaving = [_slot(detail) for detail in self._interpreter.get_output_details()]
+        except (AttributeError, TypeError, ValueError) as error:  # a name that is no text, a type that numpy has not
+            raise ModelError(f"LiteRT: an input or output cannot be read: {str(error)[:300]}") from error
         self.inputs = [slot.spec for slot in self._entering]
         self.outputs = [slot.spec for slot in self._leaving]
 
@@ -64,6 +74,16 @@ class TfliteBackend:
         """Free the interpreter's memory."""
         del self._interpreter
 
+    def _delegate(self, delegate: Delegate) -> object | None:
+        """Load a delegate; None, and a note why, where it cannot be."""
+        try:
+            ctypes.CDLL(delegate.library)  # LiteRT's own error for a library that does not load comes with a second one
+            loaded: object = load_delegate(delegate.library, option_texts(delegate.options))
+        except Exception as error:  # noqa: BLE001 - whatever the library and its loader meet
+            self.fallbacks.append(f"{delegate.library}: {str(error)[:300]}")
+            return None
+        return loaded
+
     def _resize(self, feeds: Mapping[str, NDArray[Any]]) -> None:
         """Give the interpreter this run's shapes where they are not those of the run before."""
         changed = False
@@ -77,10 +97,34 @@ class TfliteBackend:
             self._interpreter.allocate_tensors()
 
 
-def open_backend(artifact: Artifact, *, threads: int) -> TfliteBackend:
-    """Open the artifact's graph."""
-    graph = artifact.read(artifact.named("model.tflite", suffix=".tflite"), MAX_GRAPH_BYTES)
-    return TfliteBackend(graph, threads=threads)
+def open_backend(
+    artifact: Artifact, *, threads: int, settings: TfliteSettings | None = None, graph: str | None = None
+) -> TfliteBackend:
+    """Open a graph: the artifact's only one, or the file named."""
+    path = graph or artifact.named("model.tflite", suffix=".tflite")
+    # LiteRT maps a file that it opens itself, so it is checked here and opened there.
+    artifact.check(path, MAX_GRAPH_BYTES)
+    return TfliteBackend(str(artifact.folder / path), threads=threads, settings=settings)
+
+
+def _open_plain(graph: str, threads: int, *, xnnpack: bool) -> Interpreter:
+    """Open a graph without delegates; raises ModelError."""
+    try:
+        return _open(graph, threads, [], xnnpack=xnnpack)
+    except Exception as error:  # the runtime raises whatever its C++ side meets
+        raise ModelError(f"LiteRT refuses the graph: {str(error)[:300]}") from error
+
+
+def _open(graph: str, threads: int, delegates: list[object], *, xnnpack: bool) -> Interpreter:
+    kernels = OpResolverType.AUTO if xnnpack else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    interpreter = Interpreter(
+        model_path=graph,
+        num_threads=threads,
+        experimental_delegates=delegates or None,
+        experimental_op_resolver_type=kernels,
+    )
+    interpreter.allocate_tensors()
+    return interpreter
 
 
 def _slot(detail: Mapping[str, Any]) -> _Slot:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import msgspec
 
-from agent.activation import Activation, ModelReport
+from agent.activation import Activation
+from agent.admission import Memory
 from agent.config import parse_config
 from agent.health import Health
-from agent.workers import Version
+from agent.house import Edges
+from agent.workers import Holding, Version
+from cloud_sync.report import ModelReport
 from cloud_sync.state import State
 from cloud_sync.sync_settings import SyncOutcome, TargetModel
 from models.channel import Ask, Piece
@@ -40,6 +44,10 @@ class Bench:
         self.scripts: dict[str, Script | None] = {}
         self.broken: dict[str, str] = {}
         self.lacking: list[str] = []
+        self.without: list[str] = []
+        self.total_mb = 4096.0
+        """What the box has; each live worker takes what it `holds`."""
+        self.holds: dict[str, Holding] = {}
         self.activation = Activation(
             config,
             self.state,
@@ -48,23 +56,29 @@ class Bench:
             box=BOX,
             clock=box.clock,
             on_change=self._changed,
-            new_worker=self._new_worker,
+            edges=Edges(new_worker=self._new_worker, memory=self.memory),
         )
+
+    def memory(self) -> Memory:
+        held = sum(worker.holds.resident_mb for worker in self.made if worker.serving)
+        return Memory(total_mb=self.total_mb, free_mb=self.total_mb - held)
 
     def _changed(self) -> None:
         self.changes += 1
 
     def _new_worker(self, version: Version) -> MemoryWorker:
         worker = MemoryWorker(version, capacity=4, script=self.scripts.get(version.version, echo))
+        worker.holds = self.holds.get(version.version, Holding())
         worker.broken = self.broken.get(version.version, "")
-        worker._facts = msgspec.structs.replace(worker._facts, unprotected=self.lacking)
+        worker._facts = msgspec.structs.replace(worker._facts, unprotected=self.lacking, fallbacks=self.without)
         self.made.append(worker)
         return worker
 
-    def install(self, number: str, *, name: str = "digits", p95_ms: float = 0.0) -> TargetModel:
+    def install(self, number: str, *, name: str = "digits", p95_ms: float = 0.0, memory_mb: int = 0) -> TargetModel:
         """Put a version on the disk as a pass of sync leaves it, and return what the pass says of it."""
         manifest = manifest_of({"model.onnx": number.encode()}, name=name, version=number)
-        manifest = msgspec.structs.replace(manifest, golden=[GOLDEN], budget=Budget(p95_ms=p95_ms))
+        budget = Budget(p95_ms=p95_ms, memory_mb=memory_mb)
+        manifest = msgspec.structs.replace(manifest, golden=[GOLDEN], budget=budget)
         raw = manifest_bytes(manifest)
         digest = digest_of(raw)
         folder = self.folder / "versions" / digest
@@ -93,6 +107,9 @@ class Bench:
 async def bench(folder: Path) -> AsyncIterator[Bench]:
     async with open_box(folder) as box:
         made = Bench(box, folder)
+        running = asyncio.ensure_future(made.activation.run())
         yield made
+        running.cancel()
+        await asyncio.wait((running,))
         await made.activation.stop()
         assert all(worker.ended.done() for worker in made.made), "a worker outlives the box"
