@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import struct
 from typing import Final
@@ -21,6 +22,8 @@ MAX_PAYLOAD_BYTES: Final = 96 << 10
 MAX_HEADER_BYTES: Final = 2048
 MAX_TTL_MS: Final = 7 * 86_400_000
 MAX_PREFIX_PARTS: Final = 4
+CACHED_TOPICS: Final = 1024
+MAX_CACHED_LETTERS: Final = 256
 RESERVED_DEVICES: Final = frozenset({"handoff", "fleet"})
 NUMBER_BITS: Final = 20
 RUN_BITS: Final = 43
@@ -58,6 +61,22 @@ class Asked(msgspec.Struct, frozen=True):
     client: str
 
 
+@functools.lru_cache(CACHED_TOPICS)
+def _parse_asked(start: str, topic: str) -> Asked | None:
+    """Read a topic that begins with `start`; askers use the same again and again."""
+    parts = topic[len(start) :].split("/")
+    if not topic.startswith(start) or len(parts) > 2 or not all(map(is_name, parts)):
+        return None
+    return Asked(parts[0], parts[1] if len(parts) == 2 else "any")
+
+
+@functools.lru_cache(CACHED_TOPICS)
+def _is_inside(topic: str, starts: tuple[str, ...]) -> bool:
+    """Whether a topic that can be published on lies under one of `starts`."""
+    inside = any(topic.startswith(start) and len(topic) > len(start) for start in starts)
+    return inside and is_publishable(topic)
+
+
 class Topics:
     """The topics of one prefix and, where `device` is given, of one box."""
 
@@ -72,6 +91,7 @@ class Topics:
         self.models = self._own("models")
         self.health = self._own("health")
         self.report = self._own("report")
+        self.bindings = self._own("bindings")
         self.handoff_reply = self._own("handoff/reply")
         self.infer_filters = (self._own("infer/+"), self._own("infer/+/+"))
         self.cancel_filters = (self._own("cancel/+"), self._own("cancel/+/+"))
@@ -96,11 +116,8 @@ class Topics:
         return self._parse_asked(topic, "cancel/")
 
     def _parse_asked(self, topic: str, kind: str) -> Asked | None:
-        start = self._own(kind)
-        parts = topic[len(start) :].split("/")
-        if not topic.startswith(start) or len(parts) > 2 or not all(map(is_name, parts)):
-            return None
-        return Asked(parts[0], parts[1] if len(parts) == 2 else "any")
+        parse = _parse_asked if len(topic) <= MAX_CACHED_LETTERS else _parse_asked.__wrapped__
+        return parse(self._own(kind), topic)
 
     def results(self, model: str) -> str:
         """Return where answers go that name no reply topic and no client."""
@@ -112,9 +129,8 @@ class Topics:
 
     def reply_allowed(self, topic: str, client: str, prefixes: tuple[str, ...] = ()) -> bool:
         """Whether `client` may have its answers on `topic`; `prefixes` are what the configuration adds."""
-        own = self._own(f"reply/{client}/")
-        inside = any(topic.startswith(start) and len(topic) > len(start) for start in (own, *prefixes))
-        return inside and is_publishable(topic)
+        is_inside = _is_inside if len(topic) <= MAX_CACHED_LETTERS else _is_inside.__wrapped__
+        return is_inside(topic, (self._own(f"reply/{client}/"), *prefixes))
 
     def handoff(self, pool: str, model: str) -> str:
         """Return where a box hands a request for `model` to `pool`."""

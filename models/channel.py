@@ -11,6 +11,7 @@ import struct
 
 import msgspec
 
+from models.backend_settings import BackendSettings
 from models.request import Request
 
 MAX_FRAME_BYTES = 64 << 20
@@ -26,6 +27,14 @@ class Open(msgspec.Struct, tag="open", frozen=True, kw_only=True):
     threads: int = 1
     slots: int = 4
     """Requests that a generating model answers side by side."""
+    backends: BackendSettings = BackendSettings()
+
+
+class Laid(msgspec.Struct, frozen=True):
+    """Where on the shelf (`models.shelf`) a request's body lies, which is then not in its message."""
+
+    at: int
+    length: int
 
 
 class Ask(msgspec.Struct, tag="ask", frozen=True):
@@ -34,6 +43,7 @@ class Ask(msgspec.Struct, tag="ask", frozen=True):
     ticket: int
     request: Request
     budget_ms: float
+    laid: Laid | None = None
 
 
 class Count(msgspec.Struct, tag="count", frozen=True):
@@ -41,6 +51,7 @@ class Count(msgspec.Struct, tag="count", frozen=True):
 
     ticket: int
     request: Request
+    laid: Laid | None = None
 
 
 class Cancel(msgspec.Struct, tag="cancel", frozen=True):
@@ -55,7 +66,8 @@ class Ready(msgspec.Struct, tag="ready", frozen=True, kw_only=True):
     `longest_token_bytes` is the most UTF-8 bytes that one token covers (0: no tokenizer), so that the
     agent can tell from a length alone that a text cannot fit; `extra_tokens` is the most tokens that
     templating adds to a text. `default_max_tokens` is what an ask that names none may generate.
-    `unprotected` names what the kernel lacks to confine the worker.
+    `unprotected` names what the kernel lacks to confine the worker; `fallbacks` the accelerators that
+    the owner prefers and the session has not got.
     """
 
     load_ms: float
@@ -65,6 +77,7 @@ class Ready(msgspec.Struct, tag="ready", frozen=True, kw_only=True):
     extra_tokens: int = 0
     default_max_tokens: int = 0
     unprotected: list[str] = []
+    fallbacks: list[str] = []
 
 
 class Broken(msgspec.Struct, tag="broken", frozen=True):

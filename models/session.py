@@ -12,26 +12,42 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from models.artifact import Artifact
-from models.backends.face import Backend, Tensors
+from models.backend_settings import BackendSettings
+from models.backends.face import CARRIED, Backend, Tensors
 from models.channel import Piece
 from models.errors import ModelError, RequestError, failure_of
 from models.manifest import Manifest, Variant
 from models.request import Dialect, Request
 from models.tasks.task import Prepared, Task
 
+MAX_PADDED: Final = 8
+"""Tokens of padding that are taken for the sake of a larger batch; a quarter of the longest text where that is more."""
+MAX_BATCH_TOKENS: Final = 1024
+"""Tokens of one run, padding included: beyond, an encoder's data leave the processor's caches, each text takes longer
+and the runtime keeps memory that it does not need otherwise."""
 MAX_TAKEN: Final = 64
 """Asks that a session holds between two steps, at most."""
 
 _BACKENDS: Final = {"onnx": "models.backends.onnx", "tflite": "models.backends.tflite"}
 _TASKS: Final = {
+    "audio-classification": "models.tasks.audio_classification",
+    "automatic-speech-recognition": "models.tasks.automatic_speech_recognition",
     "image-classification": "models.tasks.image_classification",
+    "image-segmentation": "models.tasks.image_segmentation",
+    "object-detection": "models.tasks.object_detection",
+    "feature-extraction": "models.tasks.feature_extraction",
+    "question-answering": "models.tasks.question_answering",
     "tabular-classification": "models.tasks.tabular",
     "tabular-regression": "models.tasks.tabular",
     "tensors": "models.tasks.tensors",
     "text-classification": "models.tasks.text_classification",
     "time-series-forecasting": "models.tasks.time_series_forecasting",
+    "token-classification": "models.tasks.token_classification",
 }
+_AS_SHIPPED: Final = BackendSettings()
 _GENERATION: Final = "models.generation.session"
+_SEQ2SEQ: Final = "models.generation.seq2seq"
+_SEQ2SEQ_TASKS: Final = frozenset({"summarization", "translation"})
 
 
 class Session(Protocol):
@@ -42,6 +58,7 @@ class Session(Protocol):
     longest_token_bytes: int
     extra_tokens: int
     default_max_tokens: int
+    fallbacks: Sequence[str]
 
     def count(self, request: Request) -> tuple[int, int]:
         """Return (tokens of the longest input, tokens it may generate); raises RequestError."""
@@ -74,6 +91,8 @@ class _Job(msgspec.Struct):
     task: Task
     prepared: Prepared
     prepare_ms: float
+    length: int = 0
+    """Tokens of one of its items, about; 0 where none are counted."""
     body: bytes = b""
     failure: RequestError | None = None
 
@@ -95,11 +114,13 @@ class BatchSession:
         self.context_tokens = max(task.context_tokens for task in tasks.values())
         self.longest_token_bytes = max(task.longest_token_bytes for task in tasks.values())
         self.extra_tokens = max(task.extra_tokens for task in tasks.values())
+        self.fallbacks = backend.fallbacks
 
     @property
     def room(self) -> int:
         """How many more asks can be submitted before the next step."""
-        return self.capacity - len(self._jobs)
+        # Of texts more than a batch is looked at, to run together what is of one length.
+        return self.capacity * (2 if self.context_tokens else 1) - len(self._jobs)
 
     @property
     def busy(self) -> bool:
@@ -116,7 +137,8 @@ class BatchSession:
         task = self._task(request)
         prepared = task.prepare(request)
         spent_ms = (time.perf_counter() - started) * 1000
-        self._jobs.append(_Job(ticket=ticket, task=task, prepared=prepared, prepare_ms=spent_ms))
+        length = prepared.tokens // max(1, len(prepared.items))
+        self._jobs.append(_Job(ticket=ticket, task=task, prepared=prepared, prepare_ms=spent_ms, length=length))
 
     def cancel(self, ticket: int) -> bool:
         """Let go of a request that no step has taken yet."""
@@ -146,15 +168,30 @@ class BatchSession:
         return task
 
     def _take(self) -> list[_Job]:
-        """Take requests of one task from the front of the queue while their items fit one batch."""
-        jobs: list[_Job] = []
-        items = 0
-        while self._jobs:
-            job = self._jobs[0]
+        """Take the first request and others of its task whose items fit one batch, those nearest to its length.
+
+        The shorter of a batch are padded to its longest, which costs as much as if they were so long.
+        """
+        if not self._jobs:
+            return []
+        first = self._jobs[0]
+        near = sorted(self._jobs, key=lambda job: abs(job.length - first.length))
+        chosen: list[_Job] = []
+        items, shortest, longest = 0, first.length, first.length
+        for job in near:
             items += len(job.prepared.items)
-            if jobs and (items > self._batch or job.task is not jobs[0].task):
+            low, high = min(shortest, job.length), max(longest, job.length)
+            full = items > self._batch or items * high > MAX_BATCH_TOKENS
+            if chosen and (full or high - low > max(MAX_PADDED, high // 4)):
                 break
-            jobs.append(self._jobs.popleft())
+            if job.task is not first.task:
+                items -= len(job.prepared.items)
+                continue
+            chosen.append(job)
+            shortest, longest = low, high
+        taken = {id(job) for job in chosen}
+        jobs = [job for job in self._jobs if id(job) in taken]
+        self._jobs = deque(job for job in self._jobs if id(job) not in taken)
         return jobs
 
     def _answer(self, jobs: Sequence[_Job]) -> None:
@@ -193,28 +230,84 @@ def _piece(job: _Job, batch_ms: float, batch: int) -> Piece:
         failure = job.failure
         return Piece(ticket=job.ticket, code=failure.code, message=failure.message, compute_ms=spent_ms, batch=batch)
     tokens = job.prepared.tokens
-    return Piece(ticket=job.ticket, body=job.body, compute_ms=spent_ms, batch=batch, tokens_in=tokens)
+    return Piece(
+        ticket=job.ticket,
+        body=job.body,
+        content_type=job.prepared.content_type,
+        compute_ms=spent_ms,
+        batch=batch,
+        tokens_in=tokens,
+    )
 
 
-def open_session(folder: Path, manifest: Manifest, variant: Variant, *, threads: int, slots: int) -> Session:
+def open_session(
+    folder: Path,
+    manifest: Manifest,
+    variant: Variant,
+    *,
+    threads: int,
+    slots: int,
+    backends: BackendSettings = _AS_SHIPPED,
+) -> Session:
     """Open an artifact's variant with `threads` for the runtime; raises ModelError. `slots` bounds generations."""
     with Artifact(folder, variant.files) as artifact:
-        if manifest.format != "genai":
-            return _open_batch(artifact, manifest, threads)
+        if manifest.task in _SEQ2SEQ_TASKS and manifest.format == "onnx":
+            return _open_seq2seq(artifact, manifest, threads, slots, backends)
+        if manifest.format != "genai" and (manifest.format, manifest.task) != ("onnx", "text-generation"):
+            return _open_batch(artifact, manifest, threads, backends)
         session: Session = _load(_GENERATION).open_generation(artifact, manifest, threads=threads, slots=slots)
         return session
 
 
-def _open_batch(artifact: Artifact, manifest: Manifest, threads: int) -> BatchSession:
-    if manifest.format not in _BACKENDS:
-        raise ModelError(f"the format {manifest.format!r} has no backend")
+def open_graph(
+    artifact: Artifact, model_format: str, *, threads: int, backends: BackendSettings = _AS_SHIPPED
+) -> Backend:
+    """Open an artifact's graph on its format's runtime; raises ModelError."""
+    if model_format not in _BACKENDS:
+        raise ModelError(f"the format {model_format!r} has no backend")
+    settings = backends.onnx if model_format == "onnx" else backends.tflite
+    backend: Backend = _load(_BACKENDS[model_format]).open_backend(artifact, threads=threads, settings=settings)
+    return backend
+
+
+def _open_seq2seq(
+    artifact: Artifact, manifest: Manifest, threads: int, slots: int, backends: BackendSettings
+) -> Session:
+    def opened(path: str) -> Backend:
+        backend: Backend = _load(_BACKENDS["onnx"]).open_backend(
+            artifact, threads=threads, settings=backends.onnx, graph=path
+        )
+        return backend
+
+    session: Session = _load(_SEQ2SEQ).open_seq2seq(artifact, manifest, opened, slots=slots)
+    return session
+
+
+def _open_batch(artifact: Artifact, manifest: Manifest, threads: int, backends: BackendSettings) -> BatchSession:
     if manifest.task not in _TASKS:
         raise ModelError(f"the task {manifest.task!r} cannot be done with the format {manifest.format}")
-    backend: Backend = _load(_BACKENDS[manifest.format]).open_backend(artifact, threads=threads)
-    task: Task = _load(_TASKS[manifest.task]).build(artifact, backend, manifest)
+    return batch_session(artifact, manifest, open_graph(artifact, manifest.format, threads=threads, backends=backends))
+
+
+def batch_session(artifact: Artifact, manifest: Manifest, backend: Backend) -> BatchSession:
+    """Return a session on an opened graph; raises ModelError where the task does not fit it."""
+    _check_types(backend)
+    try:
+        task: Task = _load(_TASKS[manifest.task]).build(artifact, backend, manifest)
+    except (LookupError, TypeError, ValueError) as error:  # what a task stumbles over that the graph has not
+        raise ModelError(f"the graph does not fit the task {manifest.task!r}: {str(error)[:200]}") from error
     tensors: Task = _load(_TASKS["tensors"]).build(artifact, backend, manifest)
     tasks = {Dialect.HUGGINGFACE: task, Dialect.OPENAI: task, Dialect.OPEN_INFERENCE: tensors}
     return BatchSession(tasks, backend, batch=_batch(manifest, backend))
+
+
+def _check_types(backend: Backend) -> None:
+    """Refuse a graph with an input or output that no request or answer can carry."""
+    for kind, specs in (("input", backend.inputs), ("output", backend.outputs)):
+        for spec in specs:
+            if spec.dtype not in CARRIED:
+                remedy = "; convert it with options={'zipmap': False}" if "map(" in spec.dtype else ""
+                raise ModelError(f"{kind} {spec.name[:80]!r}: no request can carry {spec.dtype}{remedy}")
 
 
 def _batch(manifest: Manifest, backend: Backend) -> int:

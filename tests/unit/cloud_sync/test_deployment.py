@@ -15,6 +15,7 @@ from cloud_sync.deployment import (
     Pool,
     PoolKey,
     Rollout,
+    decisions_of,
     deployment_bytes,
     in_share,
     parse_deployment,
@@ -49,6 +50,12 @@ def test_no_box_falls_out_while_a_share_is_raised(salt: str, one: int, other: in
     low, high = sorted((one, other))
     boxes = [f"box-{number}" for number in range(20)]
     assert {box for box in boxes if in_share(salt, box, low)} <= {box for box in boxes if in_share(salt, box, high)}
+
+
+def test_a_decision_is_for_what_is_deployed_and_not_for_what_boxes_fall_back_to() -> None:
+    first = deployment(digits=Rollout(version="2", previous="1", salt="salt"))
+    other = deployment(digits=Rollout(version="9", salt="other"), sea=Rollout(version="1", salt="pepper"))
+    assert decisions_of([first, other]) == {("digits", "2"): "salt", ("sea", "1"): "pepper"}
 
 
 def test_a_share_takes_about_that_part_of_a_fleet() -> None:

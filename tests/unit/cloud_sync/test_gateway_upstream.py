@@ -50,6 +50,13 @@ def test_a_chat_passes_with_the_endpoints_name_of_the_model_and_all_else_unchang
     }
 
 
+def test_an_answers_form_goes_to_the_endpoint_too() -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "integer"}}}
+    assert json.loads(to_chats(inputs(response_format=form), "big")[0])["response_format"] == form
+    plain = {"type": "json_object"}
+    assert json.loads(to_chats(inputs(response_format=plain), "big")[0])["response_format"] == plain
+
+
 def test_a_text_becomes_a_chat_of_one_message() -> None:
     assert json.loads(to_chats(TEXT, "big")[0]) == {
         "model": "big",

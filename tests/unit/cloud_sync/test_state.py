@@ -37,17 +37,32 @@ async def test_what_runs_is_remembered_across_a_restart(tmp_path: Path, database
 
 async def test_a25_a_failed_digest_is_remembered_until_an_admin_says_otherwise(database: Database) -> None:
     state = State(database)
-    await state.mark_failed("aa", "golden", "differs")
-    await state.mark_failed("aa", "crash_loop", "ended 3 times")
-    assert await state.failed() == {"aa": Failure("crash_loop", "ended 3 times")}
+    await state.mark_failed("aa", Failure("golden", "differs"))
+    await state.mark_failed("aa", Failure("crash_loop", "ended 3 times", "salt", "digits@2"))
+    assert await state.failed() == {"aa": Failure("crash_loop", "ended 3 times", "salt", "digits@2")}
     await state.clear_failed("aa")
     assert await state.failed() == {}
+
+
+async def test_a19_the_way_back_and_what_failed_are_noted_together(database: Database) -> None:
+    state = State(database)
+    await state.activate("digits", Current("2", "bb", "1", "aa"), b"record of 2")
+    assert (await state.count_start(), await state.count_start()) == (1, 2)
+    await state.activate("digits", Current("1", "aa"), b"record of 1", ("bb", Failure("rolled_back", "errors")))
+    assert await state.current() == {"digits": Current("1", "aa")}
+    assert await state.failed() == {"bb": Failure("rolled_back", "errors")}
+    assert await state.record("digits") == b"record of 1"
+    assert await state.count_start() == 1
+    await state.clear_starts()
+    assert await state.count_start() == 1
+    await state.drop_current("digits")
+    assert await state.record("digits") is None
 
 
 async def test_failures_are_bounded_and_the_oldest_forgotten(database: Database) -> None:
     state = State(database)
     for number in range(MAX_FAILED + 5):
-        await state.mark_failed(f"{number:064x}", "golden", "differs")
+        await state.mark_failed(f"{number:064x}", Failure("golden", "differs"))
     failed = await state.failed()
     assert len(failed) == MAX_FAILED
     assert f"{0:064x}" not in failed

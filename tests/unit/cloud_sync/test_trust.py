@@ -276,12 +276,12 @@ def test_a_bucket_that_forbids_what_is_not_there_ends_the_chain_of_roots(signing
     assert refresh(signing, tmp_path).versions["root"] == 1
 
 
-FILES = ["timestamp.json", "snapshot.json", "targets.json", "models.json", "floor-a.json", "floor-b.json"]
+FILES = ["timestamp.json", "snapshot.json", "targets.json", "models.json", "floor.a", "floor.b"]
 DAMAGE = {"empty": b"", "garbage": b"\0" * 700, "gone": None}
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-@pytest.mark.parametrize("lost", [*itertools.combinations(FILES, 1), FILES[:4], [*FILES[:4], "floor-a.json"]])
+@pytest.mark.parametrize("lost", [*itertools.combinations(FILES, 1), FILES[:4], [*FILES[:4], "floor.a"]])
 def test_a17_a30_after_a_cut_no_older_version_is_accepted(tmp_path: Path, lost: list[str], kind: str) -> None:
     signing = Signing()
     old = dict(signing.objects.held)
@@ -300,7 +300,7 @@ def test_a17_a30_after_a_cut_no_older_version_is_accepted(tmp_path: Path, lost: 
 
 def test_a30_floors_come_back_from_the_metadata_where_both_copies_are_lost(signing: Signing, tmp_path: Path) -> None:
     refresh(signing, tmp_path)
-    for name in ("floor-a.json", "floor-b.json"):
+    for name in ("floor.a", "floor.b"):
         damage(tmp_path / name, b"")
     refresh(signing, tmp_path)
     assert TrustStore(tmp_path).floors("timestamp")[0].version == 2
@@ -331,13 +331,13 @@ def test_a30_a_withheld_root_is_a_rollback_where_the_kept_one_is_damaged(signing
 
 def test_a_cut_between_the_two_copies_of_the_floor_loses_neither(signing: Signing, tmp_path: Path) -> None:
     refresh(signing, tmp_path)
-    older = (tmp_path / "floor-b.json").read_bytes()
+    older = (tmp_path / "floor.b").read_bytes()
     signing.publish("models")
     refresh(signing, tmp_path)
-    (tmp_path / "floor-b.json").write_bytes(older)
+    (tmp_path / "floor.b").write_bytes(older)
     assert {floor.version for floor in TrustStore(tmp_path).floors("timestamp")} == {2, 3}
     refresh(signing, tmp_path)
-    assert (tmp_path / "floor-a.json").read_bytes() == (tmp_path / "floor-b.json").read_bytes()
+    assert (tmp_path / "floor.a").read_bytes() == (tmp_path / "floor.b").read_bytes()
 
 
 def test_a_deployments_sequence_only_grows(signing: Signing, tmp_path: Path) -> None:
