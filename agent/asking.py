@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import sys
 from pathlib import Path
 
 from agent.client import Answer, Client
 from agent.config import Config
+from agent.exits import EXIT_FAILED, config_if_there, config_option
 from cloud_sync.messages import LinkSettings
 from cloud_sync.wire import is_device
 from models.manifest import is_name
 
+EXAMPLES = """\
+examples:
+  spillway ask language 'Wo ist der Bahnhof?'
+  spillway ask digits @three.png --device kitchen --host 192.168.1.20
+  spillway ask assistant 'What does ls do?' --stream --deadline-ms 5000 --local-only
+"""
+MAX_PORT = 65535
 SHOWN_FACTS = ("route", "reason", "model")
 PRESENCE_S = 2.0
 UNKNOWN_S = 10.0
@@ -22,6 +31,44 @@ DEFAULT_S = 120.0
 
 class AskError(ValueError):
     """A question that cannot be asked; the message says what is missing."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes."""
+    parser.add_argument("model", metavar="MODEL", help="the model's name, without a version")
+    parser.add_argument(
+        "question", metavar="QUESTION", help="a text, `@FILE` for a file's contents, or `-` for standard input"
+    )
+    parser.add_argument("--device", default="", help="the box's name (default: from --config)")
+    config_option(parser)
+    parser.add_argument("--host", default="", help="the broker (default: from --config, else 127.0.0.1)")
+    parser.add_argument("--port", type=_port, default=0, help="its port (default: from --config, else 1883)")
+    parser.add_argument("--username", default="", help="the broker's user, if it asks for one")
+    parser.add_argument("--password-file", default="", help="a file with that user's password")
+    parser.add_argument("--ca", default="", help="speak TLS; a PEM file of the authorities to trust")
+    parser.add_argument("--client", default="", help="the client name to ask under (default: one made up)")
+    parser.add_argument("--content-type", default="", help="what the question is (default: told by its bytes)")
+    parser.add_argument("--deadline-ms", type=int, help="milliseconds the answer may take (default: the model's own)")
+    parser.add_argument("--priority", type=int, choices=range(10), help="0, last, to 9, first (default: 5)")
+    parser.add_argument("--local-only", action="store_true", help="the question must not leave the box")
+    parser.add_argument("--stream", action="store_true", help="print the answer as it comes")
+    parser.add_argument("--json", action="store_true", help="print the answer's JSON")
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 < port <= MAX_PORT:
+        raise argparse.ArgumentTypeError(f"{port} is not from 1 to {MAX_PORT}")
+    return port
+
+
+def run(options: argparse.Namespace) -> int:
+    """Ask; 1 for an error, or where nobody answers."""
+    try:
+        return asyncio.run(ask_for_people(options, config_if_there(options.config)))
+    except (AskError, ConnectionError, TimeoutError, OSError) as error:
+        print(f"spillway: {str(error) or 'no answer came'}", file=sys.stderr)
+        return EXIT_FAILED
 
 
 async def ask_for_people(options: argparse.Namespace, config: Config | None) -> int:

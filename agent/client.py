@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import msgspec
 
+from agent.telling import text_of
 from cloud_sync.link import Link
 from cloud_sync.messages import Details, LinkSettings, Message
 from cloud_sync.wire import Topics
@@ -43,24 +44,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def text(self) -> str:
         """The text in the answer, where its form has one; else its JSON."""
-        return _text(self.value)
-
-
-def _text(value: Any) -> str:
-    match value:
-        case {"choices": [{"delta": dict(delta)}, *_]}:
-            return str(delta.get("content") or "")
-        case (
-            {"choices": [{"message": {"content": str(text)}}, *_]}
-            | {"outputs": {"generated_text": str(text)}}
-            | {"error": str(text)}
-        ):
-            return text
-        case {"outputs": outputs}:
-            return msgspec.json.encode(outputs).decode()
-        case {"error": {"code": code, "message": message}}:
-            return f"{code}: {message}"
-    return msgspec.json.encode(value).decode()
+        return text_of(self.value)
 
 
 class Client:

@@ -8,9 +8,11 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from agent.binding_settings import Binding, check_bindings
 from cloud_sync.messages import LinkSettings
 from cloud_sync.strict_toml import ConfigError, load_toml, parse_toml
 from cloud_sync.wire import is_device, is_prefix
+from models.backend_settings import BackendSettings, backends_problem
 from models.manifest import is_name
 
 DEFAULT_PATH = Path("/etc/spillway/spillway.toml")
@@ -81,6 +83,15 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     worker_slots: Count = 4
 
 
+class Watching(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a version that was just activated gives way to the one before it; `window_s` 0 watches nothing."""
+
+    window_s: Seconds = 86_400.0
+    max_error_share: Annotated[float, Meta(gt=0, lt=1)] = 0.02
+    max_slowdown: Annotated[float, Meta(ge=1)] = 3.0
+    max_score_drop: Annotated[float, Meta(ge=0, le=1)] = 0.15
+
+
 class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How requests to one model are treated; `pool` is where its overflow may go."""
 
@@ -106,9 +117,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     cloud: Cloud | None = None
     http: Http = Http()
     limits: Limits = Limits()
+    watch: Watching = Watching()
     models: dict[str, ModelPolicy] = {}
+    bindings: list[Binding] = []
     allow_any: bool = True
     reply_prefixes: list[str] = []
+    backends: BackendSettings = BackendSettings()
     log: Log = Log()
 
 
@@ -175,6 +189,9 @@ def _check(config: Config) -> None:
     if config.http.port and config.http.host not in {"127.0.0.1", "::1", "localhost"} and not config.http.token_file:
         raise ConfigError(f"`http.host` = {config.http.host!r} is not loopback: set `http.token_file` too")
     _check_links(config)
+    if problem := backends_problem(config.backends):
+        raise ConfigError(problem)
+    check_bindings(config.bindings, f"{config.device.prefix}/{config.device.name}")
 
 
 def _check_device(device: Device) -> None:

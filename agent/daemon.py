@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -23,6 +24,7 @@ from agent.machine import box_facts
 from agent.mqtt import MqttDoor
 from agent.presence import Presence
 from agent.recovery import recover, seed
+from agent.reporting import Reporter
 from agent.service import Service
 from agent.sync import Looker
 from agent.telemetry import Telemetry
@@ -40,6 +42,7 @@ from cloud_sync.sync_settings import SyncOutcome, SyncSettings
 from cloud_sync.wire import Topics
 
 if TYPE_CHECKING:
+    from agent.bindings import Bindings
     from agent.http import HttpDoor
 
 log = logging.getLogger(__name__)
@@ -65,6 +68,7 @@ class Parts:
     handoffs: Handoffs | None
     local: Link
     http: HttpDoor | None
+    bindings: Bindings | None
 
 
 class Daemon:
@@ -78,6 +82,7 @@ class Daemon:
         self.cloud: Link | None = None
         self.stopping = asyncio.Event()
         self.hurry = asyncio.Event()
+        self.reporter = Reporter(config.device.name)
         self._clock = asyncio.get_running_loop().time
         self._changed = asyncio.Event()
         self._looker: Looker | None = None
@@ -92,6 +97,7 @@ class Daemon:
             await seed(parts.outbox, parts.service)
             async with asyncio.TaskGroup() as roots:
                 await self._serve(parts, roots)
+            await parts.activation.settle()
 
     async def _open(self, stack: contextlib.AsyncExitStack) -> Parts:
         """Open what outlives the tasks, in the order of DESIGN 6: lock, state, outbox, doors."""
@@ -120,19 +126,21 @@ class Daemon:
         stack.push_async_callback(activation.stop)
         looker = self._open_looker(state, activation, handoffs)
         door = MqttDoor(config, service, self._clock)
-        local = self._open_local(door)
+        bindings = await self._open_bindings(service, door)
+        local = self._open_local(door, bindings)
         if self.cloud is not None:
             self._listen_to_fleet(looker, handoffs)
-        presence = Presence(config.device.name, self.topics, self.health, activation, local, self.cloud)
+        presence = Presence(self.topics, self.health, activation, local, self.cloud, self.reporter)
         self._changed = presence.changed
         http = self._open_http(service)
-        return Parts(outbox, service, activation, looker, door, presence, handoffs, local, http)
+        return Parts(outbox, service, activation, looker, door, presence, handoffs, local, http, bindings)
 
     async def _serve(self, parts: Parts, roots: asyncio.TaskGroup) -> None:
         """Run the root tasks until a signal comes, then drain; the links live until the last word is said."""
         links = [roots.create_task(link.run(), name="link") for link in (parts.local, self.cloud) if link]
         tasks = [
             roots.create_task(parts.looker.run(), name="looker"),
+            roots.create_task(parts.activation.run(), name="models"),
             roots.create_task(parts.presence.run(), name="presence"),
             roots.create_task(self._beat(), name="heartbeat"),
         ]
@@ -142,6 +150,9 @@ class Daemon:
         recovery = roots.create_task(again, name="recovery")
         if parts.http is not None:
             roots.create_task(parts.http.run(), name="http door")
+        if parts.bindings is not None:
+            tasks.append(roots.create_task(parts.bindings.run(), name="bindings"))
+        gc.freeze()  # what is here now stays: looking through it again and again would only hold requests up
         self.health.state = "online"
         self._changed.set()
         notify(f"READY=1\nSTATUS={self.health.status_line()}")
@@ -149,6 +160,8 @@ class Daemon:
         await self.stopping.wait()
         recovery.cancel()
         await self._drain(parts.service, parts.door)
+        if parts.bindings is not None:
+            await parts.bindings.save()
         if parts.http is not None:
             parts.http.stop()
         for task in tasks:
@@ -164,6 +177,7 @@ class Daemon:
         async def apply(outcome: SyncOutcome) -> None:
             for problem in outcome.errors:
                 log.warning("the repository: %s: %s", problem.code, problem.message)
+            self.reporter.looked(outcome)
             await state.set_pools(outcome.pools)
             if handoffs is not None:
                 handoffs.set_pools(outcome.pools)
@@ -188,14 +202,28 @@ class Daemon:
             self.hurry.set()
         self.stopping.set()
 
-    def _open_local(self, door: MqttDoor) -> Link:
+    async def _open_bindings(self, service: Service, door: MqttDoor) -> Bindings | None:
+        """Open the bindings if there are any, or were; a box without them never imports them."""
+        file = Path(self.config.state.directory) / "bindings.state"
+        if not self.config.bindings and not file.exists():
+            return None
+        from agent.bindings import Bindings  # noqa: PLC0415 - what a box without bindings need not carry
+
+        bindings = Bindings(self.config, service, door, clock=self._clock, file=file)
+        await bindings.load()
+        return bindings
+
+    def _open_local(self, door: MqttDoor, bindings: Bindings | None) -> Link:
         settings = msgspec.structs.replace(
             self.config.local,
             client_id=self.config.local.client_id or f"spillway-{self.config.device.name}",
             receive_maximum=min(65535, self.config.limits.max_requests + RECEIVE_HEADROOM),
         )
-        link = self._link(settings, door.receive, lambda up: setattr(self.health, "local_up", up))
+        receive = bindings.receive if bindings is not None else door.receive
+        link = self._link(settings, receive, lambda up: setattr(self.health, "local_up", up))
         door.attach(link)
+        if bindings is not None:
+            bindings.attach(link)
         return link
 
     async def _open_cloud(self, state: State) -> Handoffs | None:
@@ -229,6 +257,7 @@ class Daemon:
     def _publish_handoff(self, topic: str, payload: bytes) -> asyncio.Future[None]:
         if self.cloud is None:
             raise ConnectionError("there is no cloud link")
+        self.reporter.bytes.handed_off += len(payload)
         return self.cloud.publish(topic, payload, qos=1)
 
     def _link(
@@ -257,6 +286,7 @@ class Daemon:
 
     def _from_cloud(self, message: Message) -> None:
         if message.topic == self.topics.handoff_reply:
+            self.reporter.bytes.answered += len(message.payload)
             if self._handoffs is not None:
                 self._handoffs.on_reply(message.payload)
         elif self.topics.parse_hint(message.topic) is not None and self._looker is not None:
@@ -266,6 +296,7 @@ class Daemon:
 
     def _sync_problem(self, problem: CloudError) -> None:
         log.warning("the repository could not be read: %s: %s", problem.code, problem.message)
+        self.reporter.could_not_look(problem)
         self._changed.set()
 
     def _open_http(self, service: Service) -> HttpDoor | None:
@@ -331,6 +362,7 @@ async def sync_settings(config: Config, state: State, activation: Activation) ->
         current={model: one.version for model, one in current.items()},
         keep=sorted(keep),
         failed=sorted(failed),
+        decided={digest: failure.decision for digest, failure in failed.items() if failure.decision},
     )
 
 

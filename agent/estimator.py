@@ -54,14 +54,23 @@ def _features(tokens_in: int, tokens_out: int) -> list[float]:
 
 
 def _dot(left: list[float], right: list[float]) -> float:
-    return sum(a * b for a, b in zip(left, right, strict=True))
+    return left[0] * right[0] + left[1] * right[1] + left[2] * right[2]
 
 
 def _informed(information: list[list[float]], x: list[float]) -> list[list[float]]:
     """Return the information matrix after a sample at `x`: a share forgotten along `x`, then the sample's own."""
     along = [_dot(row, x) for row in information]
     forget = (1.0 - FORGET) / _dot(along, x)
-    return [[information[r][c] - forget * along[r] * along[c] + x[r] * x[c] for c in range(3)] for r in range(3)]
+    a, b, c = along
+    d, e, f = x
+    return [
+        [
+            row[0] - forget * here * a + own * d,
+            row[1] - forget * here * b + own * e,
+            row[2] - forget * here * c + own * f,
+        ]
+        for row, here, own in zip(information, along, x, strict=True)
+    ]
 
 
 def _solve(matrix: list[list[float]], right: list[float]) -> list[float]:

@@ -25,7 +25,7 @@ from agent.intake import Ticket
 from agent.mqtt import MAX_DEADLINE_MS
 from agent.service import Service
 from models.answer import render_error, with_facts
-from models.body import Body, Envelope, parse_body, type_errors
+from models.body import HEADER_BYTES, OCTETS, Body, Envelope, outer_octets, parse_body, type_errors
 from models.errors import HTTP_STATUS, RequestError
 from models.manifest import is_name
 from models.request import Dialect, Request, Response, Status
@@ -50,6 +50,7 @@ class HttpDoor:
             Route("/v1/models", self._models),
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
             Route("/models/{model}", self._infer, methods=["POST"]),
+            Route("/models/{model}", self._describe),
         ]
         settings = uvicorn.Config(
             Starlette(routes=routes),
@@ -91,6 +92,19 @@ class HttpDoor:
         names = [{"id": name, "object": "model", "owned_by": "spillway"} for name in sorted(self._service.queues)]
         return JSONResponse({"object": "list", "data": names})
 
+    async def _describe(self, request: HttpRequest) -> HttpResponse:
+        """Tell whoever looks with a browser what a model's address is for."""
+        if not self._known(request):
+            return _refusal(RequestError("forbidden", "a bearer token is needed"), Dialect.HUGGINGFACE)
+        name = request.path_params["model"]
+        queue = self._service.queues.get(name)
+        if queue is None:
+            return _refusal(RequestError("model_not_found", "no such model"), Dialect.HUGGINGFACE)
+        worker = queue.worker
+        serving = worker.version.label if worker is not None else None
+        told = {"model": name, "serving": serving, "queued": queue.queued, "ask": f"POST /models/{name}"}
+        return JSONResponse(told)
+
     async def _chat(self, request: HttpRequest) -> HttpResponse:
         try:
             raw = await self._read(request)
@@ -105,7 +119,8 @@ class HttpDoor:
         try:
             said = request.headers.get("content-type")
             # What curl says when it is told nothing: the body itself tells more.
-            body = parse_body(None if said == FORM else said, await self._read(request))
+            raw = await self._read(request)
+            body = parse_body(None if said == FORM else said, raw, request.headers.get(HEADER_BYTES))
         except RequestError as error:
             return _refusal(error, Dialect.HUGGINGFACE)
         try:
@@ -248,7 +263,11 @@ def _whole(request: Request, response: Response) -> HttpResponse:
         times = {name: round(getattr(response, name), 3) for name in ("queued_ms", "compute_ms", "total_ms")}
         body = with_facts(body, {**facts, **times})
     status = HTTP_STATUS[response.code] if response.code else 200
-    return HttpResponse(body, status, _headers(response), media_type=response.content_type)
+    headers = _headers(response)
+    if response.content_type == OCTETS:
+        body, json_bytes = outer_octets(body)
+        headers[HEADER_BYTES.title()] = str(json_bytes)
+    return HttpResponse(body, status, headers, media_type=response.content_type)
 
 
 def _headers(response: Response) -> dict[str, str]:

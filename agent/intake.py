@@ -13,6 +13,10 @@ import msgspec
 from models.request import Request, Response
 
 MAX_KEPT_BYTES = 8 << 20
+CROWDED = 0.9
+"""The share of its bound from which on a box keeps room for the models that hold few requests."""
+GREEDY = 1.25
+"""Times its even share of the bound that a model may hold then."""
 
 
 class Address(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,15 +82,21 @@ class Ticket:
             self._settles.append(settle)
 
 
-def request_key(topic: str, correlation: bytes | None, model: str, body: bytes) -> bytes | None:
-    """Return what makes two requests the same (PROTOCOL 1, "asking again"); None without correlation."""
+def digest_of(body: bytes) -> bytes:
+    """Return what stands for a body where it is compared or remembered."""
+    return hashlib.sha256(body).digest()
+
+
+def request_key(topic: str, correlation: bytes | None, model: str, digest: bytes) -> bytes | None:
+    """Return what makes two requests the same (PROTOCOL 1, "asking again"); None without correlation.
+
+    `digest` is the body's.
+    """
     if correlation is None:
         return None
-    digest = hashlib.sha256()
-    for part in (topic.encode(), correlation, model.encode(), body):
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
-    return digest.digest()
+    asked = topic.encode()
+    parts = (len(asked).to_bytes(2, "big"), asked, len(correlation).to_bytes(2, "big"), correlation, digest)
+    return hashlib.sha256(b"".join((*parts, model.encode()))).digest()
 
 
 class Recent:
@@ -121,29 +131,47 @@ class Intake:
         self._bytes = 0
         self.recent = Recent(max_answers)
         self.tickets: set[Ticket] = set()
+        self._in_room: set[Ticket] = set()
+        """Those that take room: not the ones whose answer was there when they came, a refusal above all."""
+        self._held: collections.Counter[str] = collections.Counter()
         self._by_key: dict[bytes, Ticket] = {}
 
     @property
     def full(self) -> bool:
         """Whether the box holds as many requests as it may."""
-        return len(self.tickets) >= self.max_requests or self._bytes >= self.max_bytes
+        return len(self._in_room) >= self.max_requests or self._bytes >= self.max_bytes
+
+    def refusal(self, model: str, models: int) -> str:
+        """Return why a request to one of so many models is not taken in, or nothing: the last room is for all alike."""
+        if self.full:
+            return f"the box holds {self.max_requests} requests already"
+        nearly_full = models > 1 and len(self._in_room) >= self.max_requests * CROWDED
+        if nearly_full and self._held[model] >= GREEDY * self.max_requests / models:
+            return "the box is nearly full, and this model holds more than its share of it"
+        return ""
 
     def in_flight(self, key: bytes | None) -> Ticket | None:
         """Return the ticket that this key's request has already."""
         return self._by_key.get(key) if key is not None else None
 
-    def add(self, ticket: Ticket) -> None:
-        """Take a ticket in."""
-        if ticket not in self.tickets:
-            self.tickets.add(ticket)
+    def add(self, ticket: Ticket, *, answered: bool = False) -> None:
+        """Take a ticket in; one whose answer is there already takes no room, so that refusals crowd nobody out."""
+        self.tickets.add(ticket)
+        if not answered and ticket not in self._in_room:
+            self._in_room.add(ticket)
+            self._held[ticket.request.model] += 1
             self._bytes += len(ticket.request.body)
         if ticket.key is not None:
             self._by_key[ticket.key] = ticket
 
     def remove(self, ticket: Ticket, response: Response | None) -> None:
         """Let a ticket go; its final answer is kept for those who ask again."""
-        if ticket in self.tickets:
-            self.tickets.discard(ticket)
+        self.tickets.discard(ticket)
+        if ticket in self._in_room:
+            self._in_room.discard(ticket)
+            self._held[ticket.request.model] -= 1
+            if not self._held[ticket.request.model]:
+                del self._held[ticket.request.model]  # askers may invent names
             self._bytes -= len(ticket.request.body)
         if ticket.key is None:
             return

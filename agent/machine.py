@@ -12,7 +12,8 @@ from models.manifest import BoxFacts
 RUNTIMES = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "litert": ("ai-edge-litert", "tflite-runtime"),
-    "genai": ("onnxruntime-genai", "onnxruntime-genai-cuda"),
+    # Folders of onnxruntime-genai's layout are run by a loop of our own on the same runtime.
+    "genai": ("onnxruntime", "onnxruntime-gpu"),
 }
 ARCHITECTURES = {"arm64": "aarch64", "amd64": "x86_64"}
 

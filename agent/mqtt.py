@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import hashlib
 import logging
 from collections.abc import Awaitable, Callable
 
 import msgspec
 
 from agent.config import Config
-from agent.intake import Address, Ticket, request_key
+from agent.intake import Address, Ticket, digest_of, request_key
 from agent.service import Service
 from cloud_sync.link import Link
 from cloud_sync.messages import Details, Message
 from cloud_sync.wire import Asked, Topics
 from models.answer import render_error, with_facts
-from models.body import Body, Envelope, parse_body
+from models.body import HEADER_BYTES, OCTETS, Body, Envelope, outer_octets, parse_body
 from models.errors import RequestError
 from models.request import Dialect, Request, Response, Status
 
@@ -29,6 +28,10 @@ MAX_LOGGED = 200
 MAX_CORRELATION_BYTES = 256
 MAX_DEADLINE_MS = 7 * 86_400_000
 PROPERTIES = frozenset({"deadline-ms", "priority", "privacy", "stream", "provisional"})
+
+
+_Print = tuple[str, bytes]
+"""What tells one message of a packet identifier from the next: its topic and its body's digest."""
 
 
 class Wishes(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,7 +88,7 @@ class MqttDoor:
         self._config = config
         self._service = service
         self._clock = clock
-        self._brought: collections.OrderedDict[int, tuple[bytes, Ticket | None]] = collections.OrderedDict()
+        self._brought: collections.OrderedDict[int, tuple[_Print, Ticket | None]] = collections.OrderedDict()
         """What each packet identifier brought last: a redelivery is known by it, also after its answer."""
         self._complained_at = float("-inf")
         self._named: dict[tuple[str, str, bytes], Ticket] = {}
@@ -114,7 +117,7 @@ class MqttDoor:
         self._acknowledge(message)
 
     def _infer(self, asked: Asked, message: Message) -> None:
-        print_of = _fingerprint(message) if message.qos else b""
+        print_of = (message.topic, digest_of(message.payload))
         known = self._brought.get(message.mid) if message.duplicate else None
         if known is not None and known[0] == print_of:
             if known[1] is None:
@@ -130,7 +133,8 @@ class MqttDoor:
             if body.envelope is not None:
                 address = self._enveloped(asked, body.envelope, address)
                 self._check_reply(body.envelope.reply_to, asked)
-            ticket = self._ticket(asked, message, body, address)
+            digest = print_of[1] if body.envelope is None else digest_of(body.body)
+            ticket = self._ticket(asked, message, body, address, digest)
         except RequestError as error:
             self._refuse(asked, message, address, body.dialect if body else Dialect.HUGGINGFACE, error)
             return
@@ -143,7 +147,8 @@ class MqttDoor:
         limit = self._config.limits.max_body_bytes
         if len(message.payload) > limit:
             raise RequestError("too_large", f"the body has {len(message.payload)} bytes and this box takes {limit}")
-        return parse_body(message.details.content_type, message.payload)
+        json_bytes = dict(message.details.user).get(HEADER_BYTES)
+        return parse_body(message.details.content_type, message.payload, json_bytes)
 
     def _address(self, asked: Asked, message: Message) -> Address:
         """Return where an answer, or the error about a forbidden address, may go."""
@@ -180,7 +185,7 @@ class MqttDoor:
     def _own_topic(self, asked: Asked) -> str:
         return self.topics.reply(asked.client, asked.model)
 
-    def _ticket(self, asked: Asked, message: Message, body: Body, address: Address) -> Ticket:
+    def _ticket(self, asked: Asked, message: Message, body: Body, address: Address, digest: bytes) -> Ticket:
         wishes, envelope = parse_wishes(message.details.user), body.envelope
         said_ms = envelope.deadline_ms if envelope and envelope.deadline_ms is not None else wishes.deadline_ms
         deadline_ms = min(said_ms or self._service.policy(asked.model).deadline_ms, MAX_DEADLINE_MS)
@@ -207,7 +212,7 @@ class MqttDoor:
             send=self.sender(address, request),
             settle=lambda: self._acknowledge(message),
             address=address,
-            key=request_key(address.topic, ident, asked.model, body.body),
+            key=request_key(address.topic, ident, asked.model, digest),
         )
 
     def sender(self, address: Address, request: Request) -> Callable[[Response], Awaitable[None]]:
@@ -220,6 +225,9 @@ class MqttDoor:
             if address.enveloped or (request.dialect is Dialect.HUGGINGFACE and response.status is not Status.ERROR):
                 body = with_facts(body, _facts(address, response))
             details = _details(address, request, response)
+            if response.content_type == OCTETS:
+                body, json_bytes = outer_octets(body)
+                details = msgspec.structs.replace(details, user=(*details.user, (HEADER_BYTES, str(json_bytes))))
             qos, more = min(1, address.qos), not response.final
             done = self.link.publish(address.topic, body, qos=qos, details=details, expendable=more)
             if response.final:
@@ -265,7 +273,7 @@ class MqttDoor:
         if ticket is not None:
             self._service.cancel(ticket)
 
-    def _bring(self, mid: int, print_of: bytes, ticket: Ticket) -> None:
+    def _bring(self, mid: int, print_of: _Print, ticket: Ticket) -> None:
         self._brought.pop(mid, None)
         if ticket.task is None:
             return  # it joined another, which its key finds again
@@ -282,11 +290,6 @@ class MqttDoor:
     def _acknowledge(self, message: Message) -> None:
         if message.qos and self.link is not None:
             self.link.acknowledge(message)
-
-
-def _fingerprint(message: Message) -> bytes:
-    """Return what tells one message of a packet identifier from the next, without holding its body."""
-    return hashlib.sha256(message.topic.encode() + b"\x00" + message.payload).digest()
 
 
 def _look(done: asyncio.Future[None]) -> None:

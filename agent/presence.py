@@ -10,8 +10,10 @@ import msgspec
 
 from agent.activation import Activation
 from agent.health import Health
+from agent.reporting import Reporter
 from cloud_sync.link import Link
 from cloud_sync.notify import notify
+from cloud_sync.report import Pacer, facts_of, report_bytes
 from cloud_sync.wire import Topics
 
 log = logging.getLogger(__name__)
@@ -24,10 +26,18 @@ class Presence:
     """Retained messages on both links; `changed` asks for a new look."""
 
     def __init__(
-        self, device: str, topics: Topics, health: Health, activation: Activation, local: Link, cloud: Link | None
+        self,
+        topics: Topics,
+        health: Health,
+        activation: Activation,
+        local: Link,
+        cloud: Link | None,
+        reporter: Reporter,
     ) -> None:
         self.changed = asyncio.Event()
-        self._device = device
+        self._reporter = reporter
+        self._pacer = Pacer()
+        self._later: asyncio.TimerHandle | None = None
         self._topics = topics
         self._health = health
         self._activation = activation
@@ -58,9 +68,30 @@ class Presence:
                 self._topics.health: msgspec.json.encode(summary),
             },
         )
-        report = {"device": self._device, "state": self._health.state, "models": models}
-        self._publish(self._cloud, {self._topics.report: msgspec.json.encode(report)})
+        self._tell_fleet(now_or_never=False)
         notify(f"STATUS={self._health.status_line()}")
+
+    def _tell_fleet(self, *, now_or_never: bool) -> None:
+        """Publish the report where it is due; a box that changes all the time does so every few seconds."""
+        if self._cloud is None or not self._cloud.connected:
+            self._pacer.forget()
+            return
+        loop = asyncio.get_running_loop()
+        report = self._reporter.report(self._health, self._activation)
+        facts = facts_of(report)
+        wait_s = self._pacer.wait_s(loop.time(), facts)
+        if wait_s is None:
+            return
+        if wait_s > 0 and not now_or_never:
+            if self._later is None:
+                self._later = loop.call_later(wait_s, self._look_again)
+            return
+        self._pacer.told(loop.time(), facts)
+        self._cloud.publish(self._topics.report, report_bytes(report), qos=1, retain=True).add_done_callback(_look)
+
+    def _look_again(self) -> None:
+        self._later = None
+        self.changed.set()
 
     async def leave(self) -> None:
         """Say `offline` and close both links: after a clean goodbye no broker speaks the will."""
@@ -72,6 +103,7 @@ class Presence:
         if self._cloud is not None:
             self._health.state = "offline"
             self.tell()
+            self._tell_fleet(now_or_never=True)
             await self._cloud.close()
 
     def _publish(self, link: Link | None, messages: dict[str, bytes]) -> None:

@@ -24,7 +24,10 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """What the box can give this model now; `starting`: its worker is about to be back. Times are predictions."""
+    """What the box can give this model now; `starting`: its worker is about to be back. Times are predictions.
+
+    `why_not` says why the model is not loaded, where more is known than that.
+    """
 
     known: bool
     serving: bool
@@ -35,6 +38,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     wait_ms: float = 0.0
     service_ms: float = 0.0
     error_ms: float = 0.0
+    why_not: str = ""
 
 
 class Cloud(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +70,7 @@ def route(cost: Cost, load: Load, cloud: Cloud) -> Route:
         message = f"the request needs {cost.tokens} tokens and the model takes {load.context_tokens}"
         return _elsewhere(cost, cloud, "oversized", Route(Where.REFUSE, "oversized", "too_large", message))
     if not load.serving:
-        message = "the model is not loaded just now"
+        message = f"the model is not loaded just now{load.why_not and ': ' + load.why_not}"
         refusal = Route(Where.REFUSE, "unavailable", "overloaded", message)
         return _elsewhere(
             cost, cloud, "unavailable", FITS if load.starting and load.queued < load.max_queue else refusal

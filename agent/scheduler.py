@@ -1,12 +1,13 @@
 """One bounded queue for each model, by priority and deadline; its worker takes what it has room for.
 
-A batch is what waits at the moment the worker is free: asks go to the worker up to its capacity, and it
-takes together whatever has come when it begins. Nothing waits for company.
+A batch is what waits at the moment the worker is free: asks go to the worker up to its capacity, which is a batch
+beside the one that runs, and it takes together whatever has come when it begins. Nothing waits for company.
 """
 
 from __future__ import annotations
 
 import asyncio
+import collections
 import heapq
 import itertools
 from collections.abc import AsyncGenerator, Callable
@@ -17,8 +18,49 @@ from models.channel import Piece
 from models.errors import RequestError
 from models.request import Request
 
+MAX_PIECES = 10_000
+"""Pieces of one answer that may wait for its asker; a worker that floods is ended."""
 HUNG_AFTER_S = 5.0
 """How long a worker may go on with a request that is over, beside ten times what it was predicted to take."""
+
+
+class Pieces:
+    """Pieces on their way to the one that waits for them."""
+
+    __slots__ = ("_pieces", "_waiter")
+
+    def __init__(self) -> None:
+        self._pieces: collections.deque[Piece] = collections.deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put_nowait(self, piece: Piece) -> None:
+        """Add a piece."""
+        self._pieces.append(piece)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def qsize(self) -> int:
+        """Return how many wait."""
+        return len(self._pieces)
+
+    async def get(self) -> Piece:
+        """Return the next piece, once it is there."""
+        while not self._pieces:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        return self._pieces.popleft()
+
+
+class Work:
+    """What one worker has of a queue: predicted ms in all, and since when (`clock` seconds) it is at the first."""
+
+    __slots__ = ("alone", "ms", "number", "since")
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.alone = 0
+        self.ms = 0.0
+        self.since = 0.0
 
 
 class Entry:
@@ -31,7 +73,7 @@ class Entry:
         self.alone = alone
         self.deadline_at = deadline_at
         self.predicted_ms = predicted_ms
-        self.pieces: asyncio.Queue[Piece] = asyncio.Queue()
+        self.pieces = Pieces()
         self.started_at = 0.0
         self.worker: Worker | None = None
         self.ticket = 0
@@ -49,12 +91,19 @@ class ModelQueue:
         self._order = itertools.count()
         self._worker: Worker | None = None
         self._serving: set[Entry] = set()
+        self._work: collections.defaultdict[Worker, Work] = collections.defaultdict(Work)
         self._queued_ms = 0.0
         self._drained: dict[Worker, asyncio.Event] = {}
         self.starting = False
         """Whether a worker is being started, so that waiting in the queue has a point."""
         self.parallel = False
         """Whether the worker answers its asks side by side (generation) rather than as one batch."""
+        self.why_not = ""
+        """Why there is no worker and none on its way, for those who ask; empty where nothing more is known."""
+        self.on_wanted: Callable[[], None] | None = None
+        """Told when a request finds no worker."""
+        self.on_answer: Callable[[Worker, Request, Piece], None] | None = None
+        """Told of every final piece."""
 
     @property
     def worker(self) -> Worker | None:
@@ -65,6 +114,11 @@ class ModelQueue:
     def expecting(self) -> bool:
         """Whether a worker is on its way, or has just died and is not given up yet."""
         return self.starting or (self._worker is not None and not self._worker.serving)
+
+    def want(self) -> None:
+        """Tell whoever loads models that somebody asks for this one."""
+        if self.on_wanted is not None:
+            self.on_wanted()
 
     @property
     def queued(self) -> int:
@@ -82,12 +136,17 @@ class ModelQueue:
         if worker is None or worker.in_flight < (worker.capacity if self.parallel else 1):
             return 0.0
         now = self._clock()
+        if not self.parallel:  # one after the other, whatever the batch
+            work = self._work[worker]
+            return max(0.0, work.ms - (now - work.since) * 1e3) + self._queued_ms
         begun = [entry for entry in self._serving if entry.worker is worker]
         serving = sum(max(0.0, entry.predicted_ms - (now - entry.started_at) * 1e3) for entry in begun)
-        return (serving + self._queued_ms) / (worker.capacity if self.parallel else 1)
+        return (serving + self._queued_ms) / worker.capacity
 
     def replace_worker(self, worker: Worker | None, *, parallel: bool = False) -> None:
         """Let a new worker take over at once; the old one finishes what it has."""
+        if self._worker is not None and not self._work[self._worker].number:
+            del self._work[self._worker]
         self._worker = worker
         self.parallel = parallel
         self._pump()
@@ -100,9 +159,10 @@ class ModelQueue:
 
     async def drain(self, worker: Worker) -> None:
         """Wait until a replaced worker has answered everything that it was given."""
-        while any(entry.worker is worker for entry in self._serving):
+        while self._work[worker].number:
             await self._drained.setdefault(worker, asyncio.Event()).wait()
         self._drained.pop(worker, None)
+        self._work.pop(worker, None)
 
     async def answer(
         self, request: Request, deadline_at: float, predicted_ms: float, *, alone: bool = False
@@ -135,7 +195,7 @@ class ModelQueue:
     def _pump(self) -> None:
         """Give the worker what it has room for; what can no longer be in time is not begun."""
         while self._heap and (worker := self.worker) is not None and worker.in_flight < worker.capacity:
-            if worker.in_flight and (self._heap[0][3].alone or any(entry.alone for entry in self._serving)):
+            if worker.in_flight and (self._heap[0][3].alone or self._work[worker].alone):
                 return
             entry = heapq.heappop(self._heap)[3]
             self._queued_ms = max(0.0, self._queued_ms - entry.predicted_ms) if self._heap else 0.0
@@ -149,10 +209,19 @@ class ModelQueue:
     def _begin(self, entry: Entry, worker: Worker, now: float) -> None:
         entry.worker, entry.started_at = worker, now
         self._serving.add(entry)
+        work = self._work[worker]
+        if not work.number:
+            work.since = now
+        work.number += 1
+        work.alone += entry.alone
+        work.ms += entry.predicted_ms
 
         def on_piece(piece: Piece) -> None:
             if piece.final:
                 self._done(entry, piece)
+            elif entry.pieces.qsize() >= MAX_PIECES:
+                worker.give_up(f"over {MAX_PIECES} pieces of one answer wait for its asker")
+                return
             entry.pieces.put_nowait(piece)
 
         try:
@@ -161,13 +230,28 @@ class ModelQueue:
             on_piece(Piece(ticket=0, code=ENDED, message=str(error)))
 
     def _done(self, entry: Entry, piece: Piece) -> None:
-        self._serving.discard(entry)
+        self._leave(entry)
         if not piece.code:
             self.law.observe(piece.tokens_in, piece.tokens_out, piece.compute_ms / max(1, piece.batch))
         worker = entry.worker
-        if worker in self._drained and not any(other.worker is worker for other in self._serving):
+        if worker is not None and self.on_answer is not None:
+            self.on_answer(worker, entry.request, piece)
+        if worker in self._drained and not self._work[worker].number:
             self._drained[worker].set()
         self._pump()
+
+    def _leave(self, entry: Entry) -> None:
+        """Take an entry out of service."""
+        if entry.worker is None or entry not in self._serving:
+            return
+        self._serving.discard(entry)
+        work = self._work[entry.worker]
+        work.number -= 1
+        work.alone -= entry.alone
+        work.ms = max(0.0, work.ms - entry.predicted_ms) if work.number else 0.0
+        work.since = self._clock()
+        if not work.number and entry.worker is not self._worker:
+            del self._work[entry.worker]
 
     def _abandon(self, entry: Entry) -> None:
         """Nobody waits for this entry any more: leave the queue, or tell the worker to stop."""
@@ -180,7 +264,7 @@ class ModelQueue:
             try:
                 entry.worker.cancel(entry.ticket)
             except WorkerEndedError:
-                self._serving.discard(entry)
+                self._leave(entry)
                 return
             patience_s = self._hang_grace_s + entry.predicted_ms / 100
             asyncio.get_running_loop().call_later(patience_s, self._give_up_if_hung, entry, entry.worker)

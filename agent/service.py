@@ -74,21 +74,18 @@ class Service:
             twin.join(ticket.settle)
             return
         again = self.intake.recent.get(ticket.key) if ticket.key is not None else None
+        refusal = "the box is stopping" if self._draining else ""
+        if again is None and (refusal := refusal or self.intake.refusal(ticket.request.model, len(self.queues))):
+            again = self._error(ticket, "overloaded", refusal)
         if again is not None:
-            answer = self._repeat(ticket, again)
-        elif self._draining:
-            answer = self._repeat(ticket, self._error(ticket, "overloaded", "the box is stopping"))
-        elif self.intake.full:
-            message = f"the box holds {self.intake.max_requests} requests already"
-            answer = self._repeat(ticket, self._error(ticket, "overloaded", message))
-        else:
-            answer = self._answer(ticket)
+            self.repeat(ticket, again)
+            return
         self.intake.add(ticket)
-        ticket.task = asyncio.get_running_loop().create_task(answer, name=f"request {ticket.id}")
+        ticket.task = asyncio.get_running_loop().create_task(self._answer(ticket), name=f"request {ticket.id}")
 
     def repeat(self, ticket: Ticket, response: Response) -> None:
         """Deliver an answer that is there already: an error at the door, or one from before a restart."""
-        self.intake.add(ticket)
+        self.intake.add(ticket, answered=True)
         ticket.task = asyncio.get_running_loop().create_task(self._repeat(ticket, response), name="refusal")
 
     def cancel(self, ticket: Ticket) -> None:
@@ -197,6 +194,8 @@ class Service:
         if queue is None:
             return Load(known=False, serving=False)
         worker = queue.worker
+        if worker is None:
+            queue.want()
         return Load(
             known=True,
             serving=worker is not None,
@@ -207,6 +206,7 @@ class Service:
             wait_ms=queue.wait_ms(),
             service_ms=queue.law.predict_ms(tokens_in, tokens_out) if queue.law.observed else 0.0,
             error_ms=queue.law.error_ms,
+            why_not=queue.why_not,
         )
 
     async def _from_box(self, ticket: Ticket, tokens_in: int, tokens_out: int, *, alone: bool) -> Response:

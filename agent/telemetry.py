@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import collections
 
 from models.request import Response
@@ -14,7 +15,7 @@ class Telemetry:
 
     def __init__(self) -> None:
         self.answers: collections.Counter[tuple[str, str, str, str]] = collections.Counter()
-        self._buckets: collections.Counter[tuple[str, float]] = collections.Counter()
+        self._buckets: collections.Counter[tuple[str, int]] = collections.Counter()
         self._sums: dict[str, float] = collections.defaultdict(float)
         self.gauges: dict[str, float] = {}
 
@@ -23,9 +24,7 @@ class Telemetry:
         route = response.route or "none"
         self.answers[model, route, response.reason, response.code] += 1
         self._sums[route] += response.total_ms
-        for bound in (*LATENCY_BUCKETS_MS, float("inf")):
-            if response.total_ms <= bound:
-                self._buckets[route, bound] += 1
+        self._buckets[route, bisect.bisect_left(LATENCY_BUCKETS_MS, response.total_ms)] += 1
 
     def render(self) -> str:
         """Return everything in Prometheus' text exposition format 0.0.4."""
@@ -35,13 +34,14 @@ class Telemetry:
             lines.append(f"spillway_answers_total{{{labels}}} {count}")
         lines.append("# TYPE spillway_answer_seconds histogram")
         for route, total_ms in sorted(self._sums.items()):
-            for bound in (*LATENCY_BUCKETS_MS, float("inf")):
-                edge = "+Inf" if bound == float("inf") else str(bound / 1e3)
-                labels = _labels(route=route, le=edge)
-                lines.append(f"spillway_answer_seconds_bucket{{{labels}}} {self._buckets[route, bound]}")
+            reached = 0
+            for at, bound in enumerate((*LATENCY_BUCKETS_MS, None)):
+                reached += self._buckets[route, at]
+                labels = _labels(route=route, le="+Inf" if bound is None else str(bound / 1e3))
+                lines.append(f"spillway_answer_seconds_bucket{{{labels}}} {reached}")
             labels = _labels(route=route)
             lines.append(f"spillway_answer_seconds_sum{{{labels}}} {total_ms / 1e3:.6f}")
-            lines.append(f"spillway_answer_seconds_count{{{labels}}} {self._buckets[route, float('inf')]}")
+            lines.append(f"spillway_answer_seconds_count{{{labels}}} {reached}")
         for name, value in sorted(self.gauges.items()):
             lines += [f"# TYPE {name} gauge", f"{name} {value:g}"]
         return "\n".join(lines) + "\n"

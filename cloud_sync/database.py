@@ -57,6 +57,10 @@ MIGRATIONS: Final = (
     CREATE TRIGGER answer_out AFTER DELETE ON answer BEGIN
         UPDATE size SET rows = rows - 1, bytes = bytes - length(OLD.body) WHERE name = 'answer'; END;
     """,
+    """
+    ALTER TABLE failed ADD COLUMN decision TEXT NOT NULL DEFAULT '';
+    ALTER TABLE failed ADD COLUMN label TEXT NOT NULL DEFAULT '';
+    """,
 )
 """One script for each version of the schema; additive, so that the version before can read what this one writes."""
 

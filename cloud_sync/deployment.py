@@ -106,6 +106,18 @@ def targets_for(deployments: Iterable[Deployment], device: str, current: dict[st
     return {model: version for model, version in decided.items() if version is not None}
 
 
+def decisions_of(deployments: Iterable[Deployment]) -> dict[tuple[str, str], str]:
+    """Return which decision asks for each (model, version): the rollout's salt, new with each change of version.
+
+    What a box falls back to was not asked for anew.
+    """
+    decided: dict[str, tuple[tuple[str, str], str]] = {}
+    for deployment in deployments:
+        for model, rollout in deployment.models.items():
+            decided.setdefault(model, ((model, rollout.version), rollout.salt))
+    return dict(decided.values())
+
+
 def pools_of(deployments: Iterable[Deployment]) -> list[Pool]:
     """Return the pools that the deployments name; the first that names a pool decides."""
     pools: dict[str, Pool] = {}

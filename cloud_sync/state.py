@@ -23,10 +23,15 @@ class Current(msgspec.Struct, frozen=True):
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """Why a digest is not tried again."""
+    """Why a digest is not tried again, under which decision of the admins' it failed, and its `name@version`.
+
+    An empty decision or label is not known.
+    """
 
     code: str
     message: str
+    decision: str = ""
+    label: str = ""
 
 
 _pools = msgspec.json.Decoder(list[Pool])
@@ -56,11 +61,61 @@ class State:
 
         await self._database.run(write)
 
+    async def activate(
+        self, model: str, current: Current, record: bytes, failed: tuple[str, Failure] | None = None
+    ) -> None:
+        """Note at once what runs now, what is kept of it, and the digest that it takes the place of if that failed.
+
+        The agent's starts are counted anew from here.
+        """
+        values = (model, *msgspec.structs.astuple(current))
+
+        def write(connection: sqlite3.Connection) -> None:
+            if failed is not None:
+                _add_failed(connection, *failed)
+            connection.execute("INSERT OR REPLACE INTO current VALUES (?, ?, ?, ?, ?)", values)
+            connection.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (_record_name(model), record))
+            connection.execute("DELETE FROM fact WHERE name = 'starts'")
+
+        await self._database.run(write)
+
+    async def record(self, model: str) -> bytes | None:
+        """Return what was kept of the version that runs, or None."""
+        return await self._fact(_record_name(model))
+
+    async def keep_record(self, model: str, record: bytes) -> None:
+        """Keep what is known of the version that runs."""
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (_record_name(model), record))
+
+        await self._database.run(write)
+
+    async def count_start(self) -> int:
+        """Count a start of the agent; return how many there were since one last ended or ran well."""
+
+        def write(connection: sqlite3.Connection) -> int:
+            add = "INSERT INTO fact VALUES ('starts', '1') ON CONFLICT (name) DO UPDATE SET value = value + 1"
+            connection.execute(add)
+            (starts,) = connection.execute("SELECT value FROM fact WHERE name = 'starts'").fetchone()
+            return int(starts)
+
+        return await self._database.run(write)
+
+    async def clear_starts(self) -> None:
+        """Note that the agent ran or ended well."""
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM fact WHERE name = 'starts'")
+
+        await self._database.run(write)
+
     async def drop_current(self, model: str) -> None:
         """Note that a model does not run here any more."""
 
         def write(connection: sqlite3.Connection) -> None:
             connection.execute("DELETE FROM current WHERE model = ?", (model,))
+            connection.execute("DELETE FROM fact WHERE name = ?", (_record_name(model),))
 
         await self._database.run(write)
 
@@ -68,21 +123,14 @@ class State:
         """Return the digests that are not tried again, and why."""
 
         def read(connection: sqlite3.Connection) -> dict[str, Failure]:
-            query = "SELECT digest, code, message FROM failed"
+            query = "SELECT digest, code, message, decision, label FROM failed ORDER BY number"
             return {digest: Failure(*rest) for digest, *rest in connection.execute(query)}
 
         return await self._database.run(read)
 
-    async def mark_failed(self, digest: str, code: str, message: str) -> None:
-        """Note that a digest failed here, so that it is not tried again."""
-
-        def write(connection: sqlite3.Connection) -> None:
-            values = (digest, code, message)
-            connection.execute("INSERT OR REPLACE INTO failed (digest, code, message) VALUES (?, ?, ?)", values)
-            oldest = "DELETE FROM failed WHERE number <= (SELECT max(number) FROM failed) - ?"
-            connection.execute(oldest, (MAX_FAILED,))
-
-        await self._database.run(write)
+    async def mark_failed(self, digest: str, failure: Failure) -> None:
+        """Note that a digest failed here under a decision of the admins', so that it is not tried again under that."""
+        await self._database.run(lambda connection: _add_failed(connection, digest, failure))
 
     async def clear_failed(self, digest: str) -> None:
         """Let a digest be tried again."""
@@ -112,3 +160,14 @@ class State:
             return None if found is None else bytes(found[0])
 
         return await self._database.run(read)
+
+
+def _add_failed(connection: sqlite3.Connection, digest: str, failure: Failure) -> None:
+    add = "INSERT OR REPLACE INTO failed (digest, code, message, decision, label) VALUES (?, ?, ?, ?, ?)"
+    connection.execute(add, (digest, *msgspec.structs.astuple(failure)))
+    oldest = "DELETE FROM failed WHERE number <= (SELECT max(number) FROM failed) - ?"
+    connection.execute(oldest, (MAX_FAILED,))
+
+
+def _record_name(model: str) -> str:
+    return f"model/{model}"

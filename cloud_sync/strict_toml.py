@@ -65,7 +65,10 @@ def _check_value(value: object, kind: Any, path: str) -> None:
     if section is not None and get_origin(kind) is dict and isinstance(value, dict):
         for name, one in value.items():
             _check_section(one, section, f"{path}.{name}.")
-    elif section is not None and get_origin(kind) is not dict:
+    elif section is not None and get_origin(kind) is list and isinstance(value, list):
+        for at, one in enumerate(value):
+            _check_section(one, section, f"{path}[{at}].")
+    elif section is not None and get_origin(kind) not in {dict, list}:
         _check_section(value, section, f"{path}.")
     else:
         try:

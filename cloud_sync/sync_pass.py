@@ -8,13 +8,19 @@ from typing import Final
 
 import msgspec
 
-from cloud_sync.deployment import MAX_DEPLOYMENT_BYTES, Deployment, parse_deployment, pools_of, targets_for
+from cloud_sync.deployment import (
+    MAX_DEPLOYMENT_BYTES,
+    Deployment,
+    decisions_of,
+    parse_deployment,
+    pools_of,
+    targets_for,
+)
 from cloud_sync.errors import CloudError, StoreError, TrustError
-from cloud_sync.fetch import fetch_parts
-from cloud_sync.frames import CODECS
+from cloud_sync.fetch import fetch_frames
 from cloud_sync.objects import Objects
 from cloud_sync.retry import Retry
-from cloud_sync.sources import MAX_SOURCES_BYTES, choose_parts, parse_sources
+from cloud_sync.sources import MAX_SOURCES_BYTES, parse_sources
 from cloud_sync.store import Staging, Store
 from cloud_sync.sync_settings import Problem, SyncOutcome, SyncProgress, SyncSettings, TargetModel
 from cloud_sync.trust import Trust
@@ -52,12 +58,14 @@ class SyncPass:
         self._damaged: set[str] = set()
         self._repaired: list[str] = []
         self._problems: list[Problem] = []
+        self._decisions: dict[tuple[str, str], str] = {}
 
     def run(self) -> SyncOutcome:
         """Return the outcome; raises CloudError where nothing new can be trusted."""
         facts = self._trust.refresh()
         deployments = self._deployments()
         self._damaged = {digest for digest in self._settings.scrub if self._store.damage(digest)}
+        self._decisions = decisions_of(deployments)
         targets = targets_for(deployments, self._settings.device, self._settings.current)
         models = [self._model(name, version) for name, version in sorted(targets.items())]
         self._repair_others()
@@ -88,7 +96,7 @@ class SyncPass:
         return deployments
 
     def _model(self, name: str, version: str) -> TargetModel:
-        target = TargetModel(name=name, version=version)
+        target = TargetModel(name=name, version=version, decision=self._decisions.get((name, version), ""))
         try:
             return self._stage(target)
         except CloudError as error:
@@ -111,10 +119,15 @@ class SyncPass:
         variant, files = self._fitting(raw, target)
         target = _with(target, variant=variant.name, folder=str(self._store.folder(target.digest)))
         if not self._store.has(target.digest, files) or target.digest in self._damaged:
-            if target.digest in self._settings.failed:
+            if target.digest in self._settings.failed and not self._asked_anew(target):
                 raise TrustError("failed_before", f"{target.name}@{target.version} failed on this box")
             self._fetch(target, path, files, raw)
         return _with(target, staged=True)
+
+    def _asked_anew(self, target: TargetModel) -> bool:
+        """Whether admins have decided for a version once more since it failed here."""
+        before = self._settings.decided.get(target.digest, "")
+        return bool(before and target.decision) and before != target.decision
 
     def _fitting(self, raw: bytes, target: TargetModel) -> tuple[Variant, list[FileEntry]]:
         try:
@@ -152,8 +165,10 @@ class SyncPass:
         if sources.manifest != target.digest:
             raise TrustError("mix_and_match", f"the sources of {target.name}@{target.version} are for another manifest")
         told_s = time.monotonic()
-        for part, frame in fetch_parts(self._objects, choose_parts(sources, staging.missing, CODECS), self._retry):
-            staging.write(part.frame, frame)
+        for sha256, frame in fetch_frames(
+            self._objects, sources, staging.missing, self._store.local_files(), self._retry
+        ):
+            staging.write(sha256, frame)
             if time.monotonic() - told_s >= PROGRESS_S:
                 told_s = time.monotonic()
                 self._tell(target, total_bytes - sum(staging.missing.values()), total_bytes)

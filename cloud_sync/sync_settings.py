@@ -44,6 +44,8 @@ class SyncSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Digests that must stay; others are pruned after a pass that staged all. None: nothing is pruned."""
     failed: list[str] = []
     """Digests that failed here: they are named in the outcome and not fetched."""
+    decided: dict[str, str] = {}
+    """Failed digest to the decision under which it failed: under another one it is fetched again."""
     scrub: list[str] = []
     """Digests whose files are read and checked; damaged ones are fetched again."""
     reserve_bytes: int = 64 << 20
@@ -70,6 +72,8 @@ class TargetModel(msgspec.Struct, frozen=True, kw_only=True):
     digest: str = ""
     folder: str = ""
     variant: str = ""
+    decision: str = ""
+    """Which decision of the admins' asks for this version: another one means that they ask anew. Empty: not known."""
     staged: bool = False
     error: Problem | None = None
 

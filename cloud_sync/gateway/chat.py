@@ -9,7 +9,7 @@ import msgspec
 from models.answer import render_outputs, render_text
 from models.body import parse_failure, type_errors
 from models.errors import HTTP_STATUS, RequestError
-from models.generation.options import Wish, parse_wish
+from models.generation.options import Guide, Wish, parse_wish
 from models.request import Dialect, Request
 
 MAX_MESSAGE: Final = 300
@@ -106,8 +106,16 @@ def _chat(wish: Wish, text: str, model: str, *, stream: bool) -> bytes:
         chat["max_tokens"] = wish.max_tokens
     if wish.stops:
         chat["stop"] = list(wish.stops)
+    if wish.guide is not None:
+        chat["response_format"] = _form(wish.guide)
     sampling = {name: value for name, value in msgspec.structs.asdict(wish.sampling).items() if value is not None}
     return msgspec.json.encode(chat | sampling)
+
+
+def _form(guide: Guide) -> dict[str, object]:
+    if not guide.schema:
+        return {"type": "json_object"}
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": msgspec.Raw(guide.schema)}}
 
 
 def parse_completion(body: bytes) -> Completion:
