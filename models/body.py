@@ -7,6 +7,7 @@ that a large body costs one pass over it.
 from __future__ import annotations
 
 import re
+import struct
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -16,11 +17,16 @@ from models.request import Dialect
 
 JSON: Final = "application/json"
 TEXT: Final = "text/plain"
+OCTETS: Final = "application/octet-stream"
+HEADER_BYTES: Final = "inference-header-content-length"
+"""What the property or header is called that tells how many bytes of JSON begin a body of OCTETS."""
+
 IMAGES: Final = frozenset({"image/jpeg", "image/png"})
 SOUNDS: Final = frozenset({"audio/wav"})
 _SAME_AS: Final = {"image/jpg": "image/jpeg", "audio/x-wav": "audio/wav", "audio/wave": "audio/wav"}
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _SPACE: Final = b" \t\r\n"
+_LENGTH: Final = struct.Struct(">I")
 _EMPTY_LIST: Final = re.compile(rb"\[[ \t\r\n]*\]")
 _LIST_OF_OBJECTS: Final = re.compile(rb"\[[ \t\r\n]*\{")
 
@@ -43,6 +49,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class Body(msgspec.Struct, frozen=True):
     """A body as its door hands it on: without its envelope, and with its content type settled.
 
+    One of OCTETS begins with the length of its JSON (`framed_octets`).
     `stream` is the envelope's word, else the body's own, else None.
     """
 
@@ -67,16 +74,39 @@ _heads = msgspec.json.Decoder(list[_TensorHead])
 _stream: msgspec.json.Decoder[bool | None] = msgspec.json.Decoder(bool | None)
 
 
-def parse_body(content_type: str | None, body: bytes) -> Body:
-    """Settle a body's content type, dialect and envelope; raises RequestError `bad_request`."""
+def parse_body(content_type: str | None, body: bytes, json_bytes: str | None = None) -> Body:
+    """Settle a body's content type, dialect and envelope; raises RequestError `bad_request`.
+
+    `json_bytes` is what HEADER_BYTES says, where the asker said it.
+    """
     kind = _content_type(content_type) if content_type else sniff(body)
     if not body:
         raise RequestError("bad_request", "body: is empty")
     if kind == JSON:
         return _parse_json(body.removeprefix(_BYTE_ORDER_MARK))
+    if kind == OCTETS:
+        return _parse_octets(body, json_bytes)
     if kind == TEXT:
         _check_text(body)
     return Body(content_type=kind, dialect=Dialect.HUGGINGFACE, body=body)
+
+
+def framed_octets(head: bytes, tensors: bytes) -> bytes:
+    """Return a body of JSON and binary tensors as it travels inside the box: the length of its JSON comes first."""
+    return b"".join((_LENGTH.pack(len(head)), head, tensors))
+
+
+def split_octets(body: bytes) -> tuple[memoryview, memoryview]:
+    """Return the JSON and the binary tensors of `framed_octets`."""
+    view = memoryview(body)
+    (length,) = _LENGTH.unpack_from(view)
+    return view[_LENGTH.size : _LENGTH.size + length], view[_LENGTH.size + length :]
+
+
+def outer_octets(body: bytes) -> tuple[bytes, int]:
+    """Return `framed_octets` as it crosses the wire, and the bytes of its JSON for HEADER_BYTES."""
+    head, tensors = split_octets(body)
+    return b"".join((head, tensors)), len(head)
 
 
 def sniff(body: bytes) -> str:
@@ -107,7 +137,7 @@ def _content_type(value: str) -> str:
     """Normalise a Content Type; only UTF-8 is taken as text."""
     kind, *parameters = (part.strip().lower() for part in value.split(";"))
     kind = _SAME_AS.get(kind, kind)
-    if kind not in IMAGES | SOUNDS | {JSON, TEXT}:
+    if kind not in IMAGES | SOUNDS | {JSON, TEXT, OCTETS}:
         raise RequestError("bad_request", f"content type: {kind[:80]!r} is not one that is read here")
     for parameter in parameters:
         name, _, given = parameter.partition("=")
@@ -122,6 +152,22 @@ def _check_text(body: bytes) -> None:
     except UnicodeDecodeError as error:
         message = "body: is neither JSON, an image or sound of a known kind, nor UTF-8 text"
         raise RequestError("bad_request", message) from error
+
+
+def _parse_octets(body: bytes, json_bytes: str | None) -> Body:
+    """Read the Open Inference Protocol's binary extension: JSON of a told length, then the tensors that it names."""
+    said = json_bytes or ""
+    if not (said.isascii() and said.isdigit() and len(said) < 12 and 0 < int(said) <= len(body)):
+        got = f"got {said[:40]!r}" if json_bytes is not None else "it is missing"
+        message = f"{HEADER_BYTES}: expected the bytes of JSON that begin the body, 1 to {len(body)}; {got}"
+        raise RequestError("bad_request", message)
+    head = _parse_json(body[: int(said)])
+    if head.dialect is not Dialect.OPEN_INFERENCE:
+        raise RequestError("bad_request", "inputs: expected tensors with name, shape and datatype before binary data")
+    if head.envelope is not None:
+        raise RequestError("bad_request", "spillway: beside binary tensors its members go into properties or headers")
+    framed = framed_octets(head.body, body[int(said) :])
+    return Body(OCTETS, head.dialect, framed, stream=head.stream)
 
 
 def _parse_json(body: bytes) -> Body:

@@ -64,3 +64,11 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     total_ms: float = 0.0
     tokens_in: int = 0
     tokens_out: int = 0
+
+
+class GraphInput(msgspec.Struct, frozen=True):
+    """One input of a model's graph; `dtype` is numpy's name for it, a free dimension is None."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]

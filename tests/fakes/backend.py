@@ -17,6 +17,8 @@ Function = Callable[[Mapping[str, NDArray[Any]]], Tensors]
 class MemoryBackend:
     """Checks feeds as a runtime would, counts its runs and computes with `function`."""
 
+    fallbacks: Sequence[str] = ()
+
     def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], function: Function) -> None:
         self.inputs = list(inputs)
         self.outputs = list(outputs)

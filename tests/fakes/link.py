@@ -144,7 +144,15 @@ class MemoryLink:
 
     # What follows is the face of `Link`.
 
-    def subscribe(self, topic: str, qos: int = 1) -> None:
+    def subscribe(
+        self,
+        topic: str,
+        qos: int = 1,
+        *,
+        retain_as_published: bool = True,
+        on_refused: Callable[[str], None] | None = None,
+    ) -> None:
+        del retain_as_published, on_refused  # what is carried live has no such flag here, and nothing is refused
         self.filters[topic] = qos
         for kept in self._broker.retained.values():
             if not topic.startswith("$share/") and matches(topic, kept.topic):

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import msgspec
 
-from agent.workers import Version, Worker, WorkerEndedError
+from agent.workers import Holding, Version, Worker, WorkerEndedError
+from models.backend_settings import BackendSettings
 from models.channel import Ask, Cancel, Count, Counted, FromWorker, Piece, Ready, ToWorker
 from models.errors import ModelError
 
+_AS_SHIPPED = BackendSettings()
 Script = Callable[[Ask], Sequence[FromWorker]]
 
 
@@ -50,6 +52,7 @@ class MemoryWorker(Worker):
         self.sent: list[ToWorker] = []
         self.script = script
         self.broken = ""
+        self.holds = Holding()
         self._tokens = tokens
         self._facts = Ready(
             load_ms=1.0,
@@ -81,13 +84,19 @@ class MemoryWorker(Worker):
         """End as a killed process does."""
         self._end(why)
 
-    async def start(self, *, threads: int, slots: int) -> Ready:
-        del threads, slots
+    async def start(self, *, threads: int, slots: int, backends: BackendSettings = _AS_SHIPPED) -> Ready:
+        del threads, slots, backends
         if self.broken:
             self._end(self.broken)
             raise ModelError(self.broken)
         self.serve()
         return self._facts
+
+    def holding(self) -> Holding:
+        return self.holds
+
+    def memory_mb(self) -> float:
+        return self.holds.resident_mb
 
     async def stop(self) -> None:
         self.stopping = True

@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from typing import Self
 
+from models.backend_settings import BackendSettings
 from models.channel import HEADER, Ask, Broken, FromWorker, Open, Piece, Ready, ToWorker, frame, from_worker
 from models.manifest import Manifest, manifest_bytes
 from models.request import Request
 
+AS_SHIPPED = BackendSettings()
 ROOT = Path(__file__).resolve().parents[2]
 START = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from models.worker import main; main()"
 
@@ -53,9 +55,20 @@ class WorkerProcess:
         message: FromWorker = from_worker.decode(self._reader.read(HEADER.unpack(header)[0]))
         return message
 
-    def open(self, folder: Path, manifest: Manifest, *, threads: int = 1, slots: int = 4) -> Ready | Broken:
+    def open(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        *,
+        threads: int = 1,
+        slots: int = 4,
+        backends: BackendSettings = AS_SHIPPED,
+    ) -> Ready | Broken:
         raw = manifest_bytes(manifest)
-        self.send(Open(folder=str(folder), manifest=raw, variant="default", threads=threads, slots=slots))
+        asked = Open(
+            folder=str(folder), manifest=raw, variant="default", threads=threads, slots=slots, backends=backends
+        )
+        self.send(asked)
         answer = self.receive()
         assert isinstance(answer, Ready | Broken)
         return answer

@@ -19,6 +19,7 @@ import httpx
 import pytest
 from paho.mqtt.enums import MQTTProtocolVersion
 
+from agent.cli import main
 from tests.fakes.samples import INPUTS
 from tests.support.agent_process import AgentProcess
 from tests.support.asker import BASE, Asker
@@ -71,6 +72,20 @@ def test_a_box_is_ready_within_two_seconds_and_says_that_it_is_online(agent: Age
     }
     health = json.loads(until(lambda: asker.retained.get(f"{BASE}/health")) or b"{}")
     assert (health["ready"], health["local"], health["cloud"]) == (True, True, False)
+
+
+def test_the_owner_sees_what_serves_by_the_agents_own_word(
+    agent: AgentProcess, asker: Asker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asker.await_serving(*SAMPLES)
+    assert main(["models", "--config", str(agent.config), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["agent"] is True
+    lines = {line["name"]: line for line in told["models"]}
+    assert sorted(lines) == sorted(SAMPLES)
+    for line in lines.values():
+        assert (line["state"], line["version"], line["variant"]) == ("serving", "1", "default")
+        assert line["disk_mb"] > 0
 
 
 @pytest.mark.parametrize("digit", range(10))

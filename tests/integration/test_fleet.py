@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import NameOID
 
 from agent.config import load_config
-from cloud_sync.fleet.cli import main
+from cloud_sync.fleet.cli import _parser, main
 from cloud_sync.fleet.home import Home
 from cloud_sync.fleet.repository import edit, time_text
 from cloud_sync.sync_settings import SyncOutcome
@@ -90,7 +90,7 @@ def test_a_dry_run_leaves_the_repository_alone(fleet: Fleet) -> None:
     ("description", "says"),
     [
         ("task = 1", "task"),
-        ('task = "tensors"', "format"),
+        ('task = "tensor"', "is none of"),
         ('task = "tensors"\nformat = "pickle"', "pickle"),
         ('task = "tensors"\nformat = "onnx"\nsurprise = 1', "surprise"),
         ('task = "tensors"\nformat = "onnx"\n[[golden]]\ntolerance = 1.0', "one of file, text and json"),
@@ -148,6 +148,28 @@ def test_a_deployment_that_cannot_be_meant_is_refused(fleet: Fleet, arguments: l
     code, report = fleet.ask("deploy", *arguments)
     assert code == 1
     assert says in report["error"]["message"]
+
+
+def test_a_deployment_that_changes_nothing_is_not_signed(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
+    fleet.publish("1", {"model.onnx": b"1"})
+    first = fleet.run("deploy", "all", "digits=1", "--share", "5")
+    before = {path: path.read_bytes() for path in fleet.objects.rglob("*") if path.is_file()}
+    again = fleet.run("deploy", "all", "digits=1", "--share", "5")
+    assert "nothing to change" in again
+    assert again["sequence"] == first["sequence"]
+    assert {path: path.read_bytes() for path in fleet.objects.rglob("*") if path.is_file()} == before
+    assert main(["deploy", "all", "--home", str(fleet.folder / "home")]) == 0
+    out = capsys.readouterr().out
+    assert "share: 5 %" in out
+    assert "window" not in out
+
+
+def test_every_command_and_option_says_what_it_does() -> None:
+    commands = next(action for action in _parser()._actions if action.choices)
+    assert isinstance(commands.choices, dict)
+    for name, command in commands.choices.items():
+        assert command.description, name
+        assert [action.dest for action in command._actions if not action.help] == [], name
 
 
 def test_pools_reach_the_box_with_their_keys(fleet: Fleet) -> None:

@@ -27,3 +27,11 @@ def test_a_fresh_interpreter_that_imports_the_daemon_holds_nothing_heavy() -> No
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert "agent" in loaded
     assert loaded & HEAVY == set()
+
+
+def test_a_box_without_bindings_does_not_load_them() -> None:
+    program = "import agent.cli, agent.running, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert not {"agent.bindings", "agent.binding_source", "agent.binding_store", "agent.probes"} & {
+        *done.stdout.split()
+    }

@@ -170,6 +170,22 @@ async def _unsubscribed_at_first(reasons: tuple[int, ...]) -> None:
         await ear.takes(1)
 
 
+async def test_a_filter_that_the_link_can_do_without_may_be_refused() -> None:
+    def choosy(heard: Packet) -> bytes:
+        granted = 0x87 if b"sensors/+" in heard.body else 1
+        return suback(heard, granted) if heard.kind == SUBSCRIBE else kindly(heard)
+
+    told: list[str] = []
+    async with RawBroker(choosy) as broker, listening(broker) as ear:
+        await broker.hears(SUBSCRIBE, 1)
+        ear.link.subscribe("sensors/+", 1, on_refused=told.append)
+        await broker.hears(SUBSCRIBE, 2)
+        broker.send(publish(b"spillway/kitchen/infer/m", b"x"))
+        await ear.takes(1)
+        assert broker.connections == 1
+        assert [words.lower() for words in told] == ["not authorized"]
+
+
 async def test_c10_after_each_reconnection_the_subscriptions_are_made_again() -> None:
     async with RawBroker() as broker, listening(broker) as ear:
         await broker.hears(SUBSCRIBE, 1)

@@ -45,8 +45,7 @@ class Both:
             link.drop()
             link.connect()
         else:
-            link._client.socket().close()
-            link._lost.set()
+            link._wire.cut()
             await asyncio.sleep(0.1)
             async with asyncio.timeout(PATIENCE_S):
                 await link.wait_up()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -15,6 +15,7 @@ import pytest
 
 from agent.scheduler import ModelQueue
 from agent.workers import Version, Worker, WorkerEndedError
+from models.backend_settings import BackendSettings
 from models.body import parse_body
 from models.channel import Ready
 from models.errors import ModelError, RequestError
@@ -45,11 +46,11 @@ def tensor(datatype: str, value: float) -> Request:
 
 
 @contextlib.contextmanager
-def hostile_worker(budget_mb: int = 100) -> Iterator[WorkerProcess]:
+def hostile_worker(budget_mb: int = 100, devices: Sequence[str] = ()) -> Iterator[WorkerProcess]:
     folder, manifest = sample("digits")
     manifest = msgspec.structs.replace(manifest, golden=[], budget=Budget(memory_mb=budget_mb))
     with WorkerProcess(start=hostile.START) as worker:
-        ready = worker.open(folder, manifest)
+        ready = worker.open(folder, manifest, backends=BackendSettings(devices=[*devices]))
         assert isinstance(ready, Ready)
         assert ready.unprotected == []
         yield worker
@@ -85,6 +86,17 @@ def test_e14_a_worker_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [there]
 
 
+def test_e14_a_worker_with_an_accelerator_writes_to_that_device_and_to_nothing_else(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.write_bytes(b"whole")
+    with hostile_worker(devices=["/dev/nul*"]) as worker:
+        assert outcome(worker, "use /dev/null") == "done"
+        for path in (there, tmp_path / "new", Path("/dev/zero"), Path("/dev/shm/new"), MODELS / "digits" / "new"):
+            assert outcome(worker, f"use {path}") in DENIED | {"ENOENT"}, path
+            assert outcome(worker, f"write {path}") in DENIED, path
+    assert there.read_bytes() == b"whole"
+
+
 def test_e14_a_worker_reaches_no_network_and_no_local_socket(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as local:
         local.bind(str(tmp_path / "local"))
@@ -105,6 +117,12 @@ def test_e14_a_worker_starts_no_process_and_raises_itself_to_nothing(attack: str
 def test_e14_a_worker_touches_no_other_process(attack: str) -> None:
     with hostile_worker() as worker:
         assert outcome(worker, f"{attack} {os.getpid()}") in DENIED
+
+
+def test_e14_a_worker_that_opens_file_after_file_runs_out_of_them_and_answers_on() -> None:
+    with hostile_worker() as worker:
+        assert outcome(worker, "files /dev/null") == "EMFILE"
+        assert outcome(worker, "nothing") == "done"
 
 
 def test_b9_a_worker_over_its_memory_gets_an_error_and_answers_on() -> None:

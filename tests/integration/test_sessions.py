@@ -100,7 +100,7 @@ def test_an_image_model_takes_pixels_as_tensors_too() -> None:
 @pytest.mark.parametrize(
     ("body", "content_type", "field"),
     [
-        (b"just text", None, "content type: text/plain"),
+        (b"just text", None, "content type: expected image/jpeg"),
         ({"inputs": "no base64!"}, None, "inputs: "),
         ({"inputs": ["aGk=", 5]}, None, "inputs[1]: expected an image in base64, got a number"),
         ({"inputs": {"image": "x"}}, None, "inputs: expected an image in base64, got an object"),

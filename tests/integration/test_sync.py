@@ -128,6 +128,19 @@ def test_a_version_that_failed_here_is_not_fetched_again(fleet: Fleet) -> None:
     assert not Store(fleet.state()).digests()
 
 
+def test_a_version_that_failed_here_is_fetched_again_once_admins_decide_for_it_anew(fleet: Fleet) -> None:
+    digest = fleet.publish("3", {"model.onnx": b"bad"})
+    fleet.run("deploy", "all", "digits=3")
+    (told,) = run_pass(fleet.settings(failed=[digest])).models
+    assert told.decision
+    again = fleet.settings(failed=[digest], decided={digest: told.decision})
+    assert [one.error.code for one in run_pass(again).models if one.error] == ["failed_before"]
+    fleet.run("deploy", "all", "digits=1")
+    fleet.run("deploy", "all", "digits=3")
+    (anew,) = run_pass(again).models
+    assert (anew.staged, anew.decision == told.decision) == (True, False)
+
+
 def test_a_group_without_a_deployment_is_told_and_the_others_decide(fleet: Fleet) -> None:
     outcome = run_pass(fleet.settings(groups=["canary", "all"]))
     assert [problem.code for problem in outcome.errors] == ["no_deployment"]
@@ -213,7 +226,7 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
-@pytest.mark.parametrize("name", ["timestamp.json", "snapshot.json", "models.json", "floor-a.json", "floor-b.json"])
+@pytest.mark.parametrize("name", ["timestamp.json", "snapshot.json", "models.json", "floor.a", "floor.b"])
 def test_a30_trust_that_is_damaged_is_rebuilt(fleet: Fleet, name: str) -> None:
     first = run_pass(fleet.settings())
     (fleet.state() / "trust" / name).write_bytes(b"")

@@ -35,7 +35,7 @@ def test_a_worker_answers_and_ends_with_its_socket() -> None:
     with WorkerProcess() as worker:
         ready = worker.open(*sample("digits"))
         assert isinstance(ready, Ready)
-        assert ready.capacity == 32
+        assert ready.capacity == 64  # a batch, and the next one
         piece = worker.ask(request_of(ZERO), ticket=7)
         assert b'"label":"0"' in piece.body
         assert piece.compute_ms > 0

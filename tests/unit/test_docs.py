@@ -16,7 +16,7 @@ from agent.config import Config, parse_config
 from cloud_sync.gateway.config import GatewaySettings
 from cloud_sync.strict_toml import parse_toml
 from models.errors import HTTP_STATUS, RETRYABLE
-from models.session import _TASKS
+from models.session import _SEQ2SEQ_TASKS, _TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -131,8 +131,9 @@ def test_an_example_configuration_names_every_key_with_its_default(
     document = tomllib.loads(everything)
     for part, section_kind in sections(kind):
         given = document if not part else document[part]
-        if part in {"models", "pools"}:
-            given = {key: value for one in given.values() for key, value in one.items()}
+        if part in {"models", "pools", "bindings"}:
+            many = given.values() if isinstance(given, dict) else given
+            given = {key: value for one in many for key, value in one.items()}
         if part == "cloud":
             given = link["local"] | given  # the keys that all links have are explained once
         fields = {field.name for field in msgspec.structs.fields(section_kind)}
@@ -164,15 +165,28 @@ def test_the_protocol_page_has_every_task_that_a_worker_can_do() -> None:
     named = {
         name for row in rows(section("docs/protocol.md", "2. Bodies")) for name in re.findall(r"^`([a-z-]+)`$", row[0])
     }
-    assert named == {*_TASKS, "text-generation"}
+    assert named == {*_TASKS, *_SEQ2SEQ_TASKS, "text-generation"}
 
 
 def test_the_protocol_page_explains_every_code_that_can_keep_a_version_away() -> None:
     told = set(re.findall(r"`([a-z_]+)`", section("docs/protocol.md", "8. Codes of a version that does not come")))
-    for path in (*(ROOT / "cloud_sync").glob("*.py"), ROOT / "agent" / "activation.py"):
+    for path in (*(ROOT / "cloud_sync").glob("*.py"), *((ROOT / "agent" / f"{name}.py") for name in TELLING)):
         name = str(path.relative_to(ROOT))
-        errors = {"TrustError": 0, "FetchError": 0, "StoreError": 0, "mark_failed": 1}
+        errors = {"TrustError": 0, "FetchError": 0, "StoreError": 0, "Failure": 0}
+        assert told_as_code(name) <= told, name
         assert called_with(name, errors) <= told, name
+
+
+TELLING = ("activation", "supervisor")
+"""The agent's modules that say what became of a version."""
+
+
+def told_as_code(path: str) -> set[str]:
+    """The words that a module passes as `code` to what it tells of a model."""
+    calls = [node for node in ast.walk(ast.parse(text_of(path))) if isinstance(node, ast.Call)]
+    tells = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "tell"]
+    given = [word.value for call in tells for word in call.keywords if word.arg == "code"]
+    return {word.value for word in given if isinstance(word, ast.Constant) and isinstance(word.value, str)} - {""}
 
 
 def called_with(path: str, positions: dict[str, int]) -> set[str]:

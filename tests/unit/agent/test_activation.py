@@ -7,7 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent.activation import CRASH_LIMIT, START_LIMIT, ModelReport
+from agent.supervisor import CRASH_LIMIT, START_LIMIT
+from cloud_sync.report import ModelReport
 from cloud_sync.state import Current
 from cloud_sync.sync_settings import Problem, TargetModel
 from models.channel import Ask, Piece
@@ -30,9 +31,9 @@ async def test_a_first_version_serves_once_it_has_shown_its_golden_samples(tmp_p
     async with bench(tmp_path) as here:
         target = here.install("1")
         await here.apply(target)
-        assert here.report == ModelReport(state="serving", version="1", digest=target.digest)
+        assert here.report == ModelReport(state="serving", version="1", digest=target.digest, p95_ms=5.0)
         assert here.health.models == {"digits": "serving"}
-        assert [ask.request.body for ask in here.worker.asks] == [b"golden", b"golden"]
+        assert {ask.request.body for ask in here.worker.asks} == {b"golden"}
         assert (await here.state.current())["digits"] == Current("1", target.digest)
         assert (await here.ask()).final.model == "digits@1"
         assert here.changes > 0
@@ -155,7 +156,7 @@ async def test_b5_a_disk_that_takes_no_note_keeps_the_old_version_serving_and_bl
         await here.box.database.run(_writable)
         assert await here.state.failed() == {}
         await here.apply(target)
-        assert here.report == ModelReport(state="serving", version="2", digest=target.digest)
+        assert here.report == ModelReport(state="serving", version="2", digest=target.digest, p95_ms=5.0)
 
 
 def _writable(connection: sqlite3.Connection) -> None:
@@ -366,9 +367,9 @@ async def test_a_trial_teaches_how_long_the_new_version_takes(tmp_path: Path) ->
 async def test_what_the_kernel_lacks_to_confine_a_worker_is_reported_while_it_is_so(tmp_path: Path) -> None:
     async with bench(tmp_path) as here:
         assert b"unprotected" not in msgspec.json.encode(ModelReport(state="serving"))
-        here.lacking = ["files: no Landlock"]
+        here.lacking, here.without = ["files: no Landlock"], ["cuda: not built in"]
         await here.apply(here.install("1"))
-        assert here.report.unprotected == ["files: no Landlock"]
+        assert (here.report.unprotected, here.report.fallbacks) == (["files: no Landlock"], ["cuda: not built in"])
         here.lacking = []
         here.worker.die()
         await asyncio.sleep(1)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agent import cli
+from agent import exits
 from agent.cli import main
 
 RIGHT = """
@@ -61,7 +61,7 @@ def test_a_question_that_cannot_be_asked_is_refused_in_words(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cli, "DEFAULT_PATH", tmp_path / "not-there.toml")
+    monkeypatch.setattr(exits, "DEFAULT_PATH", tmp_path / "not-there.toml")
     assert main(["ask", *arguments]) == 1
     told = capsys.readouterr().err
     assert words in told

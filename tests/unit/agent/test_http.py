@@ -346,3 +346,16 @@ def test_an_asker_that_closes_its_connection_has_its_request_cancelled(tmp_path:
             assert here.box.service.intake.tickets == set()
 
     play()
+
+
+@virtual_time
+async def test_a_models_address_tells_what_it_is_for(tmp_path: Path) -> None:
+    async with served(tmp_path) as here:
+        here.box.serve(MemoryWorker())
+        told = await here.client.get("/models/digits")
+        assert (told.status_code, told.json()) == (
+            200,
+            {"model": "digits", "serving": "digits@1", "queued": 0, "ask": "POST /models/digits"},
+        )
+        unknown = await here.client.get("/models/else")
+        assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")

@@ -110,6 +110,35 @@ def test_the_intake_is_full_at_its_bound_and_has_room_again() -> None:
     assert len(intake.tickets) < intake.max_requests
 
 
+def test_the_last_tenth_of_the_room_is_for_models_that_hold_no_more_than_their_share() -> None:
+    intake = Intake(40, 0)
+    tickets = [ticket() for _ in range(36)]
+    for one in tickets:
+        assert not intake.refusal("digits", 2)
+        intake.add(one)
+    assert "more than its share" in intake.refusal("digits", 2)
+    assert not intake.refusal("sea", 2)
+    assert not intake.refusal("digits", 1), "alone on the box it may have all of it"
+    intake.remove(tickets[0], None)
+    assert not intake.refusal("digits", 2)
+    assert not intake.refusal("digits", 1), "alone on the box it may have all of it"
+    for one in [tickets[0], *(ticket() for _ in range(4))]:
+        intake.add(one)
+    assert intake.refusal("sea", 2) == "the box holds 40 requests already"
+
+
+def test_what_is_refused_crowds_nobody_out() -> None:
+    intake = Intake(2, 0)
+    refused = [ticket() for _ in range(100)]
+    for one in refused:
+        intake.add(one, answered=True)
+    assert len(intake.tickets) == 100
+    assert not intake.full
+    for one in refused:
+        intake.remove(one, None)
+    assert not intake.tickets
+
+
 def test_the_intake_is_full_at_its_bound_of_bytes_too() -> None:
     intake = Intake(10, 10, max_bytes=3)
     tickets = [ticket() for _ in range(3)]

@@ -8,8 +8,11 @@ from pathlib import Path
 import msgspec
 
 from agent.presence import HEALTH_EVERY_S, Presence
+from agent.reporting import Reporter
+from cloud_sync.errors import FetchError
 from cloud_sync.messages import Will
-from cloud_sync.sync_settings import Problem, TargetModel
+from cloud_sync.report import FIGURES_S, GAP_S
+from cloud_sync.sync_settings import Problem, SyncOutcome, TargetModel
 from cloud_sync.wire import Topics
 from tests.fakes.link import MemoryBroker, MemoryLink
 from tests.support.bench import Bench, bench
@@ -27,17 +30,18 @@ class Told:
 
     def __init__(self, here: Bench) -> None:
         self.bench = here
+        self.reporter = Reporter("kitchen")
         self.near, self.far = MemoryBroker(), MemoryBroker()
         here.health.state = "online"
         self.local = self._link(self.near, will=Will(STATUS, b"offline"))
         self.cloud = self._link(self.far)
         self.presence = Presence(
-            "kitchen",
             Topics("spillway", "kitchen"),
             here.health,
             here.activation,
             self.local,  # type: ignore[arg-type]
             self.cloud,  # type: ignore[arg-type]
+            self.reporter,
         )
 
     def _link(self, broker: MemoryBroker, will: Will | None = None) -> MemoryLink:
@@ -127,6 +131,51 @@ async def test_the_report_goes_to_the_cloud_and_nothing_else_does(tmp_path: Path
         assert {message.topic for message in told.far.seen} == {REPORT}
         report = msgspec.json.decode(told.said(REPORT)[-1])
         assert (report["device"], report["state"], report["models"]["digits"]["version"]) == ("kitchen", "online", "1")
+
+
+@virtual_time
+async def test_a_box_that_changes_all_the_time_reports_every_few_seconds_and_the_last_word_is_true(
+    tmp_path: Path,
+) -> None:
+    async with telling(tmp_path) as told:
+        told.cloud.connect()
+        started = told.bench.box.clock()
+        for number in range(100):
+            target = TargetModel(name="lost", version=str(number), error=Problem("not_found", "no such pack"))
+            await told.bench.apply(target)
+            told.presence.changed.set()
+            await asyncio.sleep(0.3)
+        await asyncio.sleep(GAP_S + 1)
+        assert len(told.said(REPORT)) <= (told.bench.box.clock() - started) / GAP_S + 1
+        assert msgspec.json.decode(told.said(REPORT)[-1])["models"]["lost"]["target"] == "99"
+
+
+@virtual_time
+async def test_what_failed_here_and_what_the_repository_said_is_reported(tmp_path: Path) -> None:
+    async with telling(tmp_path) as told:
+        told.bench.broken["1"] = "model.onnx: truncated"
+        await told.bench.apply(target := told.bench.install("1"))
+        told.reporter.looked(SyncOutcome(models=[], pools=[], bytes_in=17, issued="2026-11-22T00:00:00Z"))
+        told.reporter.could_not_look(FetchError("unreachable", "no route"))
+        told.cloud.connect()
+        await turns()
+        report = msgspec.json.decode(told.said(REPORT)[-1])
+        assert report["models"]["digits"]["code"] == "trial_failed"
+        words = {"code": "trial_failed", "message": "model.onnx: truncated", "label": "digits@1"}
+        assert report["failed"] == [{"digest": target.digest, **words}]
+        assert (report["repository"]["issued"], report["repository"]["code"]) == ("2026-11-22T00:00:00Z", "unreachable")
+        assert report["bytes"]["fetched"] == 17
+
+
+@virtual_time
+async def test_bytes_alone_are_reported_once_an_hour(tmp_path: Path) -> None:
+    async with telling(tmp_path) as told:
+        told.cloud.connect()
+        for _ in range(2 * round(FIGURES_S / HEALTH_EVERY_S)):
+            told.reporter.bytes.fetched += 1000
+            await asyncio.sleep(HEALTH_EVERY_S)
+        assert len(told.said(REPORT)) in (2, 3)
+        assert msgspec.json.decode(told.said(REPORT)[-1])["bytes"]["fetched"] > 1000
 
 
 @virtual_time

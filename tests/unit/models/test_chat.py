@@ -9,6 +9,7 @@ import pytest
 
 from models.artifact import Artifact
 from models.errors import ModelError, RequestError
+from models.generation import chat
 from models.generation.chat import ChatTemplate, Message, load_template, parse_messages
 from tests.fakes.generation import TEMPLATE
 
@@ -95,10 +96,62 @@ def test_texts_in_parts_and_developers_are_read() -> None:
         ([{"role": ["user"], "content": "x"}], "messages[0].role:"),
         ([{"role": "user"}], "messages[0].content:"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0]:"),
-        ([{"role": "assistant", "content": "", "tool_calls": [1]}], "messages[0].tool_calls:"),
+        ([{"role": "assistant", "content": "", "tool_calls": [1]}], "messages[0].tool_calls[0].function:"),
     ],
 )
 def test_wrong_messages_are_refused_by_their_field(messages: object, field: str) -> None:
     with pytest.raises(RequestError) as caught:
         parse_messages(messages)
     assert caught.value.message.startswith(field)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro twice(n) %}{{ twice(n + 1) if n < 40 }}{{ twice(n + 1) if n < 40 }}{% endmacro %}{{ twice(0) }}",
+    ],
+)
+def test_a_template_without_an_end_is_stopped(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "MAX_RENDER_S", 0.1)
+    with pytest.raises(RequestError, match="takes too long"):
+        ChatTemplate(source, {}).render([Message("user", "x")])
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{{ 9 ** 9 ** 9 }}", "{{ 'x' * 99999999 }}", "{{ [0] * 99999999 }}", "{{ ''.__class__.__mro__ }}",
+     "{{ messages.append(1) }}", "{{ messages[0].__init__.__globals__ }}",
+     "{% for n in range(9999999) %}{% endfor %}",
+     "{% for a in range(99) recursive %}{{ loop(range(99)) }}{% endfor %}"],
+)  # fmt: skip
+def test_a_template_that_reaches_out_is_refused(source: str) -> None:
+    with pytest.raises(RequestError, match="the model's template refuses them"):
+        ChatTemplate(source, {}).render([Message("user", "x")])
+
+
+def test_a_loop_still_sees_its_own_variables() -> None:
+    source = "{% for m in messages if m.role != 'system' %}{{ loop.index }}{{ m.content }}{% else %}none{% endfor %}"
+    assert ChatTemplate(source, {}).render([Message("system", "s"), Message("user", "x")]) == "1x"
+    assert ChatTemplate(source, {}).render([Message("system", "s")]) == "none"
+
+
+def test_tools_calls_and_answers_reach_the_template() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"at": "ls"}'}}
+    messages = parse_messages([
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "name": "look", "content": "found"},
+    ])  # fmt: skip
+    source = (
+        "{% for m in messages %}{% if m.tool_calls %}{{ m.tool_calls[0].function.arguments.at }}"
+        "{% elif m.tool_call_id %}{{ m.name }}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    assert ChatTemplate(source, {}).render(messages) == "lslookfound"
+
+
+def test_every_text_of_a_message_can_be_changed() -> None:
+    call = {"function": {"name": "a", "arguments": {"a": ["a", 1, None]}}}
+    message = Message("user", "a", name="a", tool_calls=[call]).mapped(lambda text: text.replace("a", "b"))
+    assert (message.role, message.content, message.name) == ("user", "b", "b")
+    assert message.tool_calls == [{"function": {"nbme": "b", "brguments": {"b": ["b", 1, None]}}}]

@@ -18,7 +18,7 @@ from models.channel import Piece
 from models.errors import ModelError, RequestError
 from models.request import Dialect, Request
 from models.session import BatchSession
-from models.tasks.image_classification import channels_of
+from models.tasks.pictures import channels_of
 from models.tasks.tabular import Tabular
 from models.tasks.task import Task, default_function, load_labels, rank, scores_of
 from models.tasks.text_classification import TextClassification
@@ -107,7 +107,7 @@ def rows_session(output: str, config: dict[str, object], values: list[float]) ->
 
     def function(feeds: Mapping[str, NDArray[Any]]) -> Tensors:
         rows = len(feeds["x"])
-        return {"label": np.zeros(rows, np.int64), output: np.tile(np.asarray(values, np.float32), (rows, 1))}
+        return {"label": np.full(rows, np.argmax(values)), output: np.tile(np.asarray(values, np.float32), (rows, 1))}
 
     specs = [labels, spec] if output == "probabilities" else [spec]
     backend = MemoryBackend([TensorSpec("x", "float32", (None, 1))], specs, function)

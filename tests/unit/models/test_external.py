@@ -32,6 +32,11 @@ def test_e3_files_named_in_inner_graphs_constants_and_functions_are_found() -> N
     assert found == {"../../etc/passwd", "/dev/zero", "f.bin"}
 
 
+def test_e3_an_address_in_memory_is_no_file() -> None:
+    with pytest.raises(ModelError, match="memory"):
+        external_files(added_weights("*/_ORT_MEM_ADDR_/*"))
+
+
 def test_e6_a_graph_nested_without_end_is_refused() -> None:
     graph = graph_of([], [], [])
     for _ in range(1000):

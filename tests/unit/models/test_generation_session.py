@@ -64,7 +64,7 @@ def test_a_chat_is_answered_in_openais_form_with_its_usage() -> None:
     assert answer["choices"][0]["finish_reason"] == "stop"
     prompt = TOKENS.encode(f"<|user|>hi{END}<|assistant|>").ids
     assert answer["usage"] == {"prompt_tokens": len(prompt), "completion_tokens": 12, "total_tokens": len(prompt) + 12}
-    assert runtime.started[0][:2] == (prompt, 20)
+    assert (runtime.started[0].prompt, runtime.started[0].max_tokens) == (prompt, 20)
     assert (piece.tokens_in, piece.tokens_out) == (len(prompt), 12)
 
 
@@ -85,7 +85,7 @@ def test_a_plain_text_is_templated_for_a_model_that_chats() -> None:
     session, runtime = chatting("hello")
     (piece,) = ask(session, {"inputs": "hi", "parameters": {"max_new_tokens": 9}})
     assert json.loads(piece.body) == {"outputs": {"generated_text": "hello"}}
-    assert runtime.started[0][0] == TOKENS.encode(f"<|user|>hi{END}<|assistant|>").ids
+    assert runtime.started[0].prompt == TOKENS.encode(f"<|user|>hi{END}<|assistant|>").ids
 
 
 def test_a_plain_text_is_continued_by_a_model_that_does_not_chat() -> None:
@@ -93,7 +93,7 @@ def test_a_plain_text_is_continued_by_a_model_that_does_not_chat() -> None:
     parameters = {"max_new_tokens": 9, "return_full_text": True}
     (piece,) = ask(session, {"inputs": "grüß", "parameters": parameters})
     assert json.loads(piece.body) == {"outputs": {"generated_text": "grüß dich"}}
-    assert runtime.started[0][0] == TOKENS.encode("grüß").ids
+    assert runtime.started[0].prompt == TOKENS.encode("grüß").ids
 
 
 def test_a_model_that_does_not_chat_refuses_messages() -> None:
@@ -155,7 +155,7 @@ def test_in_each_step_one_newcomer_computes_his_prompt() -> None:
     begun = []
     for _ in range(3):
         session.step()
-        begun.append(len(runtime.started))
+        begun.append(len(runtime.running))
     assert begun == [1, 2, 3]
 
 
@@ -206,8 +206,9 @@ def test_what_does_not_fit_the_context_is_refused_whole() -> None:
         session.submit(1, request_of({"inputs": "x" * 120, "parameters": {"max_new_tokens": 9}}))
     assert caught.value.code == "too_large"
     assert caught.value.message == "120 tokens or more and 9 to generate are over the model's 128"
-    session.submit(1, request_of({"inputs": "x" * 120, "parameters": {"max_new_tokens": 8}}))
     assert runtime.started == []
+    session.submit(1, request_of({"inputs": "x" * 120, "parameters": {"max_new_tokens": 8}}))
+    assert len(runtime.started) == 1
 
 
 def test_an_empty_text_is_refused_where_nothing_is_put_around_it() -> None:

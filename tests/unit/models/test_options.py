@@ -8,8 +8,7 @@ import pytest
 
 from models.body import parse_body
 from models.errors import RequestError
-from models.generation.options import Sampling, Wish, parse_wish
-from models.generation.runtime import search_options
+from models.generation.options import MAX_SCHEMA_BYTES, Guide, Sampling, Wish, parse_wish
 from models.request import Request
 
 HELLO = {"messages": [{"role": "user", "content": "hello"}]}
@@ -42,8 +41,9 @@ def test_openais_options_are_read() -> None:
     assert read.stops == ("\n",)
 
 
-def test_openais_newer_name_for_the_length_goes_first() -> None:
-    assert wish(HELLO | {"max_tokens": 9, "max_completion_tokens": 5}).max_tokens == 5
+def test_the_length_goes_by_either_of_openais_names() -> None:
+    assert wish(HELLO | {"max_completion_tokens": 5}).max_tokens == 5
+    assert wish(HELLO | {"max_tokens": 5, "max_completion_tokens": 5}).max_tokens == 5
 
 
 def test_hugging_faces_options_are_read() -> None:
@@ -55,16 +55,38 @@ def test_hugging_faces_options_are_read() -> None:
 
 
 def test_the_likeliest_token_is_taken_where_nothing_is_to_be_drawn() -> None:
-    assert wish({"inputs": "x", "parameters": {"do_sample": False, "temperature": 0.9}}).sampling.temperature == 0.0
-    assert search_options(8, Sampling(temperature=0.0))["do_sample"] is False
-    assert "do_sample" not in search_options(8, Sampling())
+    assert wish({"inputs": "x", "parameters": {"do_sample": False}}).sampling.temperature == 0.0
 
 
-def test_drawing_is_passed_on_to_the_runtime() -> None:
-    options = search_options(8, Sampling(temperature=0.7, top_k=3, top_p=0.5, repetition_penalty=1.1, seed=5))
-    assert options["do_sample"] is True
-    assert (options["temperature"], options["top_k"], options["top_p"]) == (0.7, 3, 0.5)
-    assert (options["repetition_penalty"], options["random_seed"], options["max_length"]) == (1.1, 5, 8)
+def test_wishes_go_over_the_models_own_settings() -> None:
+    base = Sampling(temperature=0.7, top_k=20, seed=None)
+    assert Sampling().over(base) == base
+    assert Sampling(temperature=0.0, seed=5).over(base) == Sampling(temperature=0.0, top_k=20, seed=5)
+
+
+def test_an_answers_form_is_read() -> None:
+    assert wish(HELLO | {"response_format": {"type": "text"}}).guide is None
+    assert wish(HELLO | {"response_format": {"type": "json_object"}}).guide == Guide()
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "integer"}}}
+    assert wish(HELLO | {"response_format": schema}).guide == Guide(b'{"type":"integer"}')
+    assert wish({"inputs": "x", "parameters": {"response_format": schema}}).guide == Guide(b'{"type":"integer"}')
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"max_tokens": 9, "max_completion_tokens": 5}, "max_tokens: 9 contradicts max_completion_tokens 5"),
+        ({"max_tokens": 3, "min_tokens": 5}, "min_tokens: 5 is over the 3 tokens"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options: dict[str, object], field: str) -> None:
+    assert refusal(HELLO | options).message.startswith(field)
+
+
+@pytest.mark.parametrize("temperature", [0, 0.9])
+def test_drawing_and_temperature_may_not_contradict_each_other(temperature: float) -> None:
+    parameters = {"do_sample": temperature == 0, "temperature": temperature}
+    assert refusal({"inputs": "x", "parameters": parameters}).message.startswith("parameters.do_sample:")
 
 
 def test_options_that_ask_for_nothing_are_taken() -> None:
@@ -77,11 +99,17 @@ def test_options_that_ask_for_nothing_are_taken() -> None:
     [
         ("n", 2),
         ("tools", [{"type": "function"}]),
-        ("response_format", {"type": "json_object"}),
+        ("response_format", {"type": "xml"}),
+        ("response_format", "json"),
+        ("response_format", {"type": "json_schema", "json_schema": {}}),
+        ("response_format", {"type": "json_schema", "json_schema": {"schema": {"title": "x" * MAX_SCHEMA_BYTES}}}),
         ("logprobs", True),
-        ("presence_penalty", 0.5),
+        ("presence_penalty", 2.5),
+        ("min_tokens", -1),
         ("max_token", 5),
         ("max_tokens", 0),
+        ("max_tokens", -5),
+        ("max_tokens", 1 << 40),
         ("max_tokens", 1.5),
         ("max_tokens", True),
         ("temperature", 3),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models import landlock, seccomp
-from models.sandbox import memory_bytes
+from models.sandbox import device_nodes, memory_bytes
 
 MACHINES = sorted(seccomp.ARCHITECTURES)
 PID = 4711
@@ -86,6 +86,14 @@ def test_a_file_is_opened_for_reading_alone(machine: str, flags: int) -> None:
 
 
 @pytest.mark.parametrize("machine", MACHINES)
+def test_with_accelerators_a_file_may_be_opened_for_writing_and_none_made(machine: str) -> None:
+    program, number = seccomp.program(machine, PID, writing=True), seccomp.numbers_of(machine)["openat"]
+    assert judged(program, machine, number, 0, 0, 0o2) == ALLOWED
+    for flags in (0o100, 0o1002, 0o2101):
+        assert judged(program, machine, number, 0, 0, flags) == REFUSED
+
+
+@pytest.mark.parametrize("machine", MACHINES)
 def test_signals_reach_the_worker_itself_alone(machine: str) -> None:
     for name in ("kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"):
         assert called(machine, name, PID, 6) == ALLOWED
@@ -157,6 +165,18 @@ def test_landlock_takes_away_all_that_its_version_knows(version: int, words: lis
 def test_landlock_gives_back_reading_alone() -> None:
     assert landlock.beneath(5, stat.S_IFDIR) == struct.pack("=Qi", 0b1100, 5)
     assert landlock.beneath(6, stat.S_IFREG) == struct.pack("=Qi", 0b0100, 6)
+
+
+def test_landlock_lets_a_device_be_used_as_far_as_its_version_knows_how() -> None:
+    assert [landlock.usable(5, version) for version in (4, 5)] == [
+        struct.pack("=Qi", 0b110, 5),
+        struct.pack("=Qi", 0x8006, 5),
+    ]
+
+
+def test_a_device_is_found_by_its_pattern_and_nothing_else_is() -> None:
+    assert device_nodes(["/dev/nul*", "/dev/zero"]) == ["/dev/null", "/dev/zero"]
+    assert device_nodes(["/dev", "/etc/passwd", "/dev/no-such-device*"]) == []
 
 
 def test_what_the_kernel_lacks_is_said() -> None:

@@ -15,7 +15,7 @@ from models.errors import RequestError
 from models.request import Dialect, Request
 from models.session import BatchSession
 from models.tasks.tabular import Tabular
-from models.tasks.task import Task
+from models.tasks.task import Prepared, Task
 from models.tasks.tensors import TensorsTask
 from models.tasks.time_series_forecasting import TimeSeriesForecasting
 from tests.fakes.backend import MemoryBackend, summing
@@ -78,6 +78,40 @@ def test_the_room_is_what_one_batch_takes() -> None:
     session, _ = summing_session(batch=2)
     session.submit(1, request_of({"inputs": [1, 2]}))
     assert (session.capacity, session.room, session.busy) == (2, 1, True)
+
+
+class Lengthy(Tabular):
+    """A task whose first number is how many tokens a request has."""
+
+    context_tokens = 512
+
+    def prepare(self, request: Request) -> Prepared:
+        prepared = super().prepare(request)
+        prepared.tokens = int(next(iter(prepared.items[0].values()))[0])
+        return prepared
+
+
+@pytest.mark.parametrize(
+    ("lengths", "batches"),
+    [
+        ([100, 20, 110, 24, 96], [[100, 110, 96], [20, 24]]),  # apart where padding would cost more than it gains
+        ([10, 12, 14, 16, 18], [[10, 12, 14, 16], [18]]),  # together where it is little
+        ([300, 300, 300, 300, 300], [[300, 300, 300], [300, 300]]),  # no more than the processor's caches hold
+        ([50, 51, 52, 53, 54, 55], [[50, 51, 52, 53], [54, 55]]),  # the nearest first, in the order of arrival
+    ],
+)
+def test_texts_of_one_length_run_together_and_the_oldest_is_never_passed_over(
+    lengths: list[int], batches: list[list[int]]
+) -> None:
+    backend = summing()
+    session = BatchSession(
+        {Dialect.HUGGINGFACE: Lengthy({"feature_names": ["a", "b"]}, backend, classify=False)}, backend, batch=4
+    )
+    assert session.room == 8
+    for ticket, length in enumerate(lengths):
+        session.submit(ticket, request_of({"inputs": [length, 0]}))
+    assert [[lengths[piece.ticket] for piece in session.step()] for _ in batches] == batches
+    assert not session.busy
 
 
 def test_a25_an_answer_that_is_not_a_number_fails_its_own_request_alone() -> None:
