@@ -74,30 +74,19 @@ async def test_c23_what_is_published_before_the_first_connack_keeps_to_the_serve
             await asyncio.wait_for(asyncio.gather(*pending), 5)
 
 
-def shrinking(heard: Packet) -> bytes:
-    """Offer ten on the first connection and two on the next, and acknowledge nothing."""
-    if heard.kind == CONNECT:
-        return connack(0, b"\x21\x00\x0a" if heard.connection == 1 else b"\x21\x00\x02")
-    return b"" if heard.kind == PUBLISH else kindly(heard)
-
-
-async def test_c23_what_is_sent_again_keeps_to_the_new_connections_receive_maximum_and_its_order() -> None:
-    async with RawBroker(shrinking) as broker:
+async def test_c23_the_lowest_receive_maximum_is_kept_over_a_reconnection() -> None:
+    async with RawBroker(stingy) as broker:
         link = make(broker.port)
         async with running(link):
             pending = [link.publish("a", b"%d" % number, qos=1) for number in range(5)]
-            await broker.hears(PUBLISH, 5)
+            await broker.hears(PUBLISH, 2)
             broker.cut()
-            again: list[Packet] = []
-            for number in range(2, 6):
-                again = (await broker.hears(PUBLISH, 5 + number))[5:]
-                await asyncio.sleep(0.02)
-                assert len(broker.kinds(PUBLISH)) == 5 + number
-                broker.send(puback(again[number - 2].mid))
-            assert [packet.body[-1:] for packet in again] == [b"%d" % number for number in range(5)]
-            assert all(packet.duplicate for packet in again)
-            broker.send(puback(again[-1].mid))
-            await asyncio.wait_for(asyncio.gather(*pending), 5)
+            await broker.hears(CONNECT, 2)
+            await broker.hears(PUBLISH, 4)
+            await asyncio.sleep(0.05)
+            assert len(broker.kinds(PUBLISH)) == 4
+        for done in pending:
+            done.cancel()
 
 
 async def test_what_is_larger_than_the_broker_takes_fails_alone_and_the_link_goes_on() -> None:
@@ -286,6 +275,7 @@ async def test_b21_a_connection_that_is_made_after_the_stop_is_closed_while_the_
 # TLS.
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # paho leaves a socket whose handshake failed to Python
 async def test_c21_a_client_certificate_without_a_ca_is_never_sent_in_the_clear(tmp_path: Path) -> None:
     ca, key = TestCA(), ec.generate_private_key(ec.SECP256R1())
     certificate, key_file = save_device(tmp_path, ca.certify("pi-7", key), key)

@@ -45,7 +45,8 @@ class Both:
             link.drop()
             link.connect()
         else:
-            link._wire.cut()
+            link._client.socket().close()
+            link._lost.set()
             await asyncio.sleep(0.1)
             async with asyncio.timeout(PATIENCE_S):
                 await link.wait_up()
