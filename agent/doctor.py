@@ -61,7 +61,7 @@ async def examine(path: Path) -> list[Finding]:
     found += findings.of_machine(machine)
     found += findings.of_signed_time(await asyncio.to_thread(probes.signed_at, state), machine.now_s)
     formats = {stored.manifest.format for stored in shelf.stored.values()}
-    found += findings.of_runtimes(runtimes, wants_genai="genai" in formats)
+    found += findings.of_runtimes(runtimes, writes_text="genai" in formats)
     backends = config.backends if config else BackendSettings()
     loaded = await probes.libraries([delegate.library for delegate in backends.tflite.delegates])
     found += findings.of_accelerators(machine, backends, runtimes["onnxruntime"], loaded)

@@ -145,16 +145,18 @@ def of_signed_time(issued: str, now_s: float) -> Findings:
         yield Finding("fault", "clock and signatures", f"the fleet signed something at {issued}", why, mend)
 
 
-def of_runtimes(children: Mapping[str, Child], *, wants_genai: bool) -> Findings:
+def of_runtimes(children: Mapping[str, Child], *, writes_text: bool) -> Findings:
     """Judge the packages that models run on, and those that bring them here."""
     yield from _of_package("onnxruntime", children["onnxruntime"], "ONNX models do not run", f"{PIP} onnxruntime")
     yield from _of_litert(children)
-    genai = children["onnxruntime_genai"]
-    if genai.told or wants_genai:
-        mend = f"{PIP} onnxruntime-genai"
-        yield from _of_package("onnxruntime-genai", genai, "models that write text do not run", mend)
+    forms = children["llguidance"]
+    if forms.told:
+        yield ok("llguidance", forms.told["version"])
+    elif writes_text:
+        why = "no answer can be held to a JSON schema"
+        yield Finding("warning", "llguidance", "not installed", why, f"{PIP} llguidance")
     else:
-        yield ok("onnxruntime-genai", f"not installed; for models that write text: {PIP} onnxruntime-genai")
+        yield ok("llguidance", f"not installed; for answers held to a JSON schema: {PIP} llguidance")
     for name, package, why in (
         ("numpy", "numpy", "no model runs without"),
         ("tokenizers", "tokenizers", "text models do not run"),

@@ -33,7 +33,7 @@ RUNTIMES: Final = {
     "ai_edge_litert": "import ai_edge_litert.interpreter as r, importlib.metadata as m; "
     "told = {'version': m.version('ai-edge-litert')}",
     "tflite_runtime": "import tflite_runtime as r, tflite_runtime.interpreter; told = {'version': r.__version__}",
-    "onnxruntime_genai": "import onnxruntime_genai as r; told = {'version': r.__version__}",
+    "llguidance": "import llguidance, importlib.metadata as m; told = {'version': m.version('llguidance')}",
     "numpy": "import numpy as r; told = {'version': r.__version__}",
     "tokenizers": "import tokenizers as r; told = {'version': r.__version__}",
     "PIL": "import PIL as r; told = {'version': r.__version__}",

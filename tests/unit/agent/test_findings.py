@@ -43,7 +43,7 @@ ALL = dict.fromkeys(
         "onnxruntime",
         "ai_edge_litert",
         "tflite_runtime",
-        "onnxruntime_genai",
+        "llguidance",
         "numpy",
         "tokenizers",
         "PIL",
@@ -77,7 +77,7 @@ def bad(found: Any) -> list[Finding]:
 
 def test_a_board_that_is_well_has_nothing_to_mend() -> None:
     assert bad(findings.of_machine(MACHINE)) == []
-    assert bad(findings.of_runtimes(ALL, wants_genai=True)) == []
+    assert bad(findings.of_runtimes(ALL, writes_text=True)) == []
 
 
 @pytest.mark.parametrize(
@@ -115,23 +115,23 @@ def test_what_is_wrong_with_a_machine_is_one_finding_with_what_to_type(
         ({"ai_edge_litert": ABSENT, "tflite_runtime": ABSENT}, "ai-edge-litert", "not installed", "ai-edge-litert"),
         ({"ai_edge_litert": Child(code=-4), "tflite_runtime": ABSENT}, "ai-edge-litert", "processor", "tflite.txt"),
         ({"ai_edge_litert": ABSENT}, "tflite-runtime", "beside numpy 2.4.0", "numpy<2"),
-        ({"onnxruntime_genai": ABSENT}, "onnxruntime-genai", "not installed", "onnxruntime-genai"),
+        ({"llguidance": ABSENT}, "llguidance", "not installed", "llguidance"),
         ({"tuf": Child(code=1, words="ImportError: libx.so")}, "tuf", "ImportError: libx.so", "tuf~=7.0"),
     ],
 )
 def test_a_runtime_that_is_missing_or_broken_is_told_with_its_package(
     children: dict[str, Child], what: str, told: str, word: str
 ) -> None:
-    (found,) = bad(findings.of_runtimes({**ALL, **children}, wants_genai=True))
+    (found,) = bad(findings.of_runtimes({**ALL, **children}, writes_text=True))
     assert found.what == what
     assert told in found.told
     assert word in found.mend
 
 
-def test_an_old_litert_beside_an_old_numpy_is_right_and_genai_is_asked_for_only_where_a_model_needs_it() -> None:
+def test_an_old_litert_beside_an_old_numpy_is_right_and_llguidance_is_for_models_that_write_text() -> None:
     old = Child(told={"version": "1.26.4"})
-    assert bad(findings.of_runtimes({**ALL, "ai_edge_litert": ABSENT, "numpy": old}, wants_genai=False)) == []
-    assert bad(findings.of_runtimes({**ALL, "onnxruntime_genai": ABSENT}, wants_genai=False)) == []
+    assert bad(findings.of_runtimes({**ALL, "ai_edge_litert": ABSENT, "numpy": old}, writes_text=False)) == []
+    assert bad(findings.of_runtimes({**ALL, "llguidance": ABSENT}, writes_text=False)) == []
 
 
 def accelerators(
