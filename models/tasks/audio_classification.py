@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-import msgspec
-
 from models.artifact import Artifact
 from models.backends.face import Backend, Tensors
 from models.manifest import Manifest
@@ -15,21 +13,13 @@ from models.tasks.task import (
     Prepared,
     TokenlessTask,
     load_labels,
-    parse_function,
-    parse_top_k,
-    rank,
-    render_results,
+    parse_ranking,
+    render_ranked,
     run_alike,
-    scores_of,
 )
 from models.tasks.waves import WaveInput, read_waves
 
 _PARAMETERS: Final = frozenset({"top_k", "function_to_apply"})
-
-
-class _Options(msgspec.Struct, frozen=True):
-    top_k: int | None
-    function: str
 
 
 class AudioClassification(TokenlessTask):
@@ -46,7 +36,7 @@ class AudioClassification(TokenlessTask):
     def prepare(self, request: Request) -> Prepared:
         """Read the sounds; raises RequestError."""
         asked = read_waves(request, _PARAMETERS, self._input.rate)
-        options = _Options(parse_top_k(asked.parameters, None), parse_function(asked.parameters, "softmax"))
+        options = parse_ranking(asked.parameters, None, "softmax")
         items = [self._input.prepare(samples, field) for field, samples in asked.sounds]
         return Prepared(items=items, many=asked.many, options=options)
 
@@ -56,11 +46,7 @@ class AudioClassification(TokenlessTask):
 
     def interpret(self, prepared: Prepared, results: Sequence[Tensors]) -> bytes:
         """Return the labels of each sound, best first."""
-        options: _Options = prepared.options
-        outputs = [
-            rank(scores_of(result[self._output], options.function), self._labels, options.top_k) for result in results
-        ]
-        return render_results(prepared, outputs)
+        return render_ranked(prepared, [result[self._output] for result in results], self._labels)
 
 
 def build(artifact: Artifact, backend: Backend, manifest: Manifest) -> AudioClassification:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-import msgspec
-
 from models.artifact import Artifact
 from models.backends.face import Backend, Tensors
 from models.manifest import Manifest
@@ -16,21 +14,13 @@ from models.tasks.task import (
     Prepared,
     TokenlessTask,
     load_labels,
-    parse_function,
-    parse_top_k,
-    rank,
-    render_results,
+    parse_ranking,
+    render_ranked,
     run_alike,
-    scores_of,
 )
 
 DEFAULT_TOP_K: Final = 5
 _PARAMETERS: Final = frozenset({"top_k", "function_to_apply"})
-
-
-class _Options(msgspec.Struct, frozen=True):
-    top_k: int | None
-    function: str
 
 
 class ImageClassification(TokenlessTask):
@@ -51,9 +41,7 @@ class ImageClassification(TokenlessTask):
     def prepare(self, request: Request) -> Prepared:
         """Decode the images; raises RequestError."""
         pictures = read_pictures(request, _PARAMETERS)
-        options = _Options(
-            parse_top_k(pictures.parameters, DEFAULT_TOP_K), parse_function(pictures.parameters, self._function)
-        )
+        options = parse_ranking(pictures.parameters, DEFAULT_TOP_K, self._function)
         items = [self._input.prepare(data, field)[0] for field, data in pictures.files]
         return Prepared(items=items, many=pictures.many, options=options)
 
@@ -63,11 +51,7 @@ class ImageClassification(TokenlessTask):
 
     def interpret(self, prepared: Prepared, results: Sequence[Tensors]) -> bytes:
         """Return the labels of each image, best first."""
-        options: _Options = prepared.options
-        outputs = [
-            rank(scores_of(result[self._output], options.function), self._labels, options.top_k) for result in results
-        ]
-        return render_results(prepared, outputs)
+        return render_ranked(prepared, [result[self._output] for result in results], self._labels)
 
 
 def build(artifact: Artifact, backend: Backend, manifest: Manifest) -> ImageClassification:

@@ -168,6 +168,25 @@ def default_function(config: Mapping[str, object], classes: int) -> str:
     return "sigmoid" if kind == "multi_label_classification" or classes == 1 else "softmax"
 
 
+class Ranking(msgspec.Struct, frozen=True):
+    """How an asker wants labels: the best `top_k` (None: all), scored by `function`."""
+
+    top_k: int | None
+    function: str
+
+
+def parse_ranking(parameters: Mapping[str, Any], top_k: int | None, function: str) -> Ranking:
+    """Return what is asked for, with the task's defaults; raises RequestError that names the parameter."""
+    return Ranking(parse_top_k(parameters, top_k), parse_function(parameters, function))
+
+
+def render_ranked(prepared: Prepared, logits: Sequence[NDArray[Any]], labels: Mapping[int, str]) -> bytes:
+    """Return the labels of each input, best first; `prepared.options` is a Ranking."""
+    asked: Ranking = prepared.options
+    outputs = [rank(scores_of(values, asked.function), labels, asked.top_k) for values in logits]
+    return render_results(prepared, outputs)
+
+
 def render_results(prepared: Prepared, outputs: list[Any]) -> bytes:
     """Return the answer for one input, or the list of answers for a list."""
     return render_outputs(outputs if prepared.many else outputs[0])

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import msgspec
-
 from models.artifact import Artifact
 from models.backends.face import Backend, Tensors
 from models.body import TEXT
@@ -16,26 +14,19 @@ from models.request import Request
 from models.tasks.task import (
     TEXT_OR_JSON,
     Prepared,
+    Ranking,
     default_function,
     json_name,
     load_labels,
-    parse_function,
     parse_question,
-    parse_top_k,
-    rank,
-    render_results,
-    scores_of,
+    parse_ranking,
+    render_ranked,
 )
 from models.tasks.texts import Field, TextTask
 from models.tokens import Text
 
 DEFAULT_TOP_K: Final = 1
 _PARAMETERS: Final = frozenset({"top_k", "function_to_apply"})
-
-
-class _Options(msgspec.Struct, frozen=True):
-    top_k: int | None
-    function: str
 
 
 class TextClassification(TextTask):
@@ -61,11 +52,7 @@ class TextClassification(TextTask):
 
     def interpret(self, prepared: Prepared, results: Sequence[Tensors]) -> bytes:
         """Return the labels of each text, best first."""
-        options: _Options = prepared.options
-        outputs = [
-            rank(scores_of(result[self._output], options.function), self._labels, options.top_k) for result in results
-        ]
-        return render_results(prepared, outputs)
+        return render_ranked(prepared, [result[self._output] for result in results], self._labels)
 
     def _read(self, request: Request) -> tuple[list[Field], Prepared]:
         """Return the texts with the names of their fields, and what is to be prepared."""
@@ -77,8 +64,8 @@ class TextClassification(TextTask):
         fields = [_field(value, f"inputs[{at}]" if len(values) > 1 else "inputs") for at, value in enumerate(values)]
         return fields, Prepared(items=[], many=many, options=self._options(question.parameters))
 
-    def _options(self, parameters: Mapping[str, Any]) -> _Options:
-        return _Options(parse_top_k(parameters, DEFAULT_TOP_K), parse_function(parameters, self._function))
+    def _options(self, parameters: Mapping[str, Any]) -> Ranking:
+        return parse_ranking(parameters, DEFAULT_TOP_K, self._function)
 
 
 def _field(value: object, name: str) -> Field:
